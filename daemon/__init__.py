@@ -1,0 +1,1 @@
+"""The runtime that hosts everything: bus core, embedded server, command line, replay."""

@@ -1,0 +1,1 @@
+"""The bus core: append once, lease, commit once, on Redis Streams."""

@@ -1,0 +1,300 @@
+"""A member of an app's consumer group: reads by priority, runs handlers, settles their work.
+
+    readers (two lanes) -> scheduler -> workers -> handler -> committer
+                               ^
+                  takeover of dead members' work (reaper)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from typing import Any
+
+from petalbus.daemon.bus.connection import pack
+from petalbus.daemon.bus.errors import BusError, BusUnavailable
+from petalbus.daemon.bus.handlers import Registry
+from petalbus.daemon.bus.heartbeat import Heartbeat
+from petalbus.daemon.bus.keys import GROUP, Keys
+from petalbus.daemon.bus.options import BusOptions
+from petalbus.daemon.bus.outbox import Outbox
+from petalbus.daemon.bus.reader import Reader
+from petalbus.daemon.bus.reaper import Reaper
+from petalbus.daemon.bus.runner import Runner
+from petalbus.daemon.bus.scheduler import Scheduler
+from petalbus.daemon.bus.settle import Committer
+from petalbus.daemon.bus.url import Address
+from petalbus.daemon.bus.work import Work
+from petalbus.schemas.vocabulary import Priority
+
+log = logging.getLogger("petalbus.bus")
+
+SLICE = 0.0005
+"""Seconds that short handlers may run one after the other before the loop looks at its sockets again."""
+
+
+def consumer_name(app: str) -> str:
+    """A name that is never used twice: a fenced consumer must not come back under its old name."""
+    return f"{app}-{os.getpid()}-{os.urandom(4).hex()}"
+
+
+class Consumer:
+    """Consumes one app's inbox."""
+
+    def __init__(
+        self, app: str, *, address: Address, keys: Keys, outbox: Outbox, registry: Registry, options: BusOptions
+    ) -> None:
+        self.app = app
+        self.name = consumer_name(app)
+        self.lost_entries = 0
+        self.fenced_times = 0
+        self._keys = keys
+        self._outbox = outbox
+        self._registry = registry
+        self._options = options
+        self._loop = asyncio.get_running_loop()
+        self.scheduler: Scheduler[Work] = Scheduler()
+        self._held: dict[tuple[str, bytes], Work] = {}
+        self._idle: list[asyncio.Future[None]] = []
+        self._idle_critical: list[asyncio.Future[None]] = []
+        self._workers: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self.committer = Committer(
+            app=app, outbox=outbox, keys=keys, options=options, settled=self._settled, fenced=self._fenced
+        )
+        self.runner = Runner(
+            registry=registry,
+            committer=self.committer,
+            outbox=outbox,
+            keys=keys,
+            options=options,
+            dropped=self._settled,
+            again=self._again,
+        )
+        streams = keys.inboxes(app)
+        urgent = {level: streams[level] for level in (Priority.CRITICAL, Priority.HIGH)}
+        bulk = {level: streams[level] for level in (Priority.NORMAL, Priority.LOW)}
+        self._readers = [self._reader(f"{app}-urgent", address, urgent), self._reader(f"{app}-bulk", address, bulk)]
+        self._heartbeat = Heartbeat(
+            address, beats=keys.beats, field=self.beat, status=keys.status(app), period=options.heartbeat
+        )
+        self.reaper = Reaper(
+            app=app,
+            keys=keys,
+            outbox=outbox,
+            options=options,
+            me=lambda: self.name,
+            taken=self._taken,
+            room=self._room,
+        )
+
+    @property
+    def beat(self) -> str:
+        """This consumer's field in the hash of heartbeats."""
+        return f"{self.app}|{self.name}"
+
+    async def start(self) -> None:
+        """Announce the lease, then read. Raises BusUnavailable when the server cannot be reached."""
+        await self._announce()
+        self._heartbeat.start()
+        for index in range(self._options.workers):
+            self._workers.append(asyncio.create_task(self._work(False), name=f"petalbus-worker-{self.app}-{index}"))
+        self._workers.append(asyncio.create_task(self._work(True), name=f"petalbus-worker-{self.app}-critical"))
+        for reader in self._readers:
+            reader.lane.start()
+        await asyncio.gather(*(reader.lane.wait_live(self._options.connect_timeout) for reader in self._readers))
+        self.reaper.start()
+        self._outbox.on_reconnect.append(self._redrain)
+
+    async def stop(self) -> None:
+        """Stop in order (I10): end the reads, let running handlers finish, give everything else away at once."""
+        self._stopping = True
+        self._outbox.on_reconnect.remove(self._redrain)
+        end = time.monotonic() + self._options.stop_grace
+        await self.reaper.stop()
+        await asyncio.gather(*(reader.stop(timeout=2.0) for reader in self._readers))
+        self._wake_all()
+        if self._workers:
+            await asyncio.wait(self._workers, timeout=max(0.0, end - time.monotonic()))
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        await self.committer.confirmed(max(0.5, end - time.monotonic()))
+        self._heartbeat.stop()
+        try:
+            keys = [self._keys.beats, *self._keys.inboxes(self.app).values()]
+            left = await self._outbox.run("retire", keys, [GROUP, self.name, self.beat])
+        except BusError as error:
+            log.warning("consumer %s could not say that it stopped: %s", self.name, error)
+        else:
+            log.debug("consumer %s stopped; %d entries wait for a successor", self.name, left)
+
+    def cancel(self, message_id: str) -> bool:
+        """Cancel a record that this consumer holds; False when it holds no such record."""
+        for work in self._held.values():
+            if work.record is not None and work.record.id == message_id:
+                if self.scheduler.remove(work):
+                    self.runner.settle_cancelled(work)
+                else:
+                    self.runner.cancel(work)
+                return True
+        return False
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters since the start, and what is under way."""
+        return {
+            "consumer": self.name,
+            "waiting": {level.name.lower(): self.scheduler.waiting(level) for level in Priority},
+            "held": len(self._held),
+            "running": len(self.runner.running),
+            "settled": {state.decode(): count for state, count in self.committer.counts.items()},
+            "retries": self.runner.retries,
+            "taken_over": self.reaper.taken_over,
+            "fenced": self.fenced_times,
+            "lost_entries": self.lost_entries,
+            "lanes": {reader.lane.name: reader.lane.statistics() for reader in self._readers},
+        }
+
+    def _reader(self, name: str, address: Address, streams: dict[Priority, str]) -> Reader:
+        return Reader(
+            name,
+            address,
+            streams=streams,
+            consumer=lambda: self.name,
+            room=self._room,
+            deliver=self._deliver,
+            delivered=self._wake,
+            unblock=self._unblock,
+            options=self._options,
+        )
+
+    async def _announce(self) -> None:
+        # the first beat comes before the first read: nobody may see work of a consumer that never beat
+        await self._outbox.call("HSET", self._keys.beats, self.beat, 1)
+        fields = ("app_id", self.app, "status", "online", "last_seen", f"{time.time():.3f}")
+        await self._outbox.call("HSET", self._keys.status(self.app), *fields)
+        await self._outbox.call("SADD", self._keys.apps, self.app)
+
+    async def _work(self, critical_only: bool) -> None:
+        idle = self._idle_critical if critical_only else self._idle
+        scheduler = self.scheduler
+        slice_start = time.monotonic()
+        while not self._stopping:
+            work = scheduler.pop(critical_only=critical_only)
+            if work is None:
+                future = self._loop.create_future()
+                idle.append(future)
+                await future
+                slice_start = time.monotonic()
+                continue
+            if scheduler.ready:
+                self._wake()
+            for reader in self._readers:
+                reader.credit()
+            try:
+                await self.runner.run(work)
+            except BusError as error:
+                # the server is away: the entry stays pending and comes back when the lane drains
+                log.warning("record %r is left pending: %s", work.message_id, error)
+                self._settled(work)
+            finally:
+                scheduler.done(work)
+            if time.monotonic() - slice_start > SLICE:
+                # twice: once for the sockets to be read, once for what they brought to be scheduled
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                slice_start = time.monotonic()
+
+    def _wake(self) -> None:
+        if self.scheduler.waiting(Priority.CRITICAL) and self._idle_critical:
+            _release(self._idle_critical)
+        if self._idle:
+            _release(self._idle)
+
+    def _wake_all(self) -> None:
+        while self._idle:
+            _release(self._idle)
+        while self._idle_critical:
+            _release(self._idle_critical)
+
+    def _room(self, level: Priority) -> int:
+        window = self._options.window
+        waiting = self.scheduler.waiting(level)
+        if level is Priority.CRITICAL:
+            return max(0, 16 * window - waiting)
+        if waiting > window // 2 or len(self._held) > 16 * window:
+            return 0  # half a window at a time: a read for every single record would cost more than it brings
+        return window - waiting
+
+    def _deliver(self, level: Priority, stream: str, entry: bytes, fields: list[bytes] | None, found: bool) -> None:
+        if (stream, entry) in self._held:
+            return
+        if fields is None:
+            self._lost(stream, entry)
+            return
+        work = Work(self.app, level, stream, entry, fields, self.name)
+        work.suspect = found
+        self._hold(work, older=found)
+
+    def _taken(self, level: Priority, stream: str, row: list[Any]) -> None:
+        entry, attempts, fields, known = row
+        if not fields:
+            self._lost(stream, entry)
+            return
+        work = Work(self.app, level, stream, entry, fields, self.name)
+        work.suspect = True
+        work.known = known
+        work.attempts = attempts + 1
+        self._hold(work, older=True)
+        self._wake()
+
+    def _hold(self, work: Work, *, older: bool) -> None:
+        self._held[(work.stream, work.entry)] = work
+        handler = self._registry.find(work.kind)
+        self.scheduler.limit(work.kind, handler.concurrency if handler is not None else None)
+        self.scheduler.push(work, older=older)
+
+    def _lost(self, stream: str, entry: bytes) -> None:
+        self.lost_entries += 1
+        log.error("entry %s of %s was trimmed away before it was handled", entry.decode(), stream)
+        self._outbox.submit(pack(("XACK", stream, GROUP, entry)), lambda _reply: None)
+
+    def _settled(self, work: Work) -> None:
+        self._held.pop((work.stream, work.entry), None)
+
+    def _again(self, work: Work, delay: float) -> None:
+        def back() -> None:
+            if (work.stream, work.entry) in self._held and not self._stopping:
+                self.scheduler.push(work, older=True)
+                self._wake()
+
+        self._loop.call_later(delay, back)
+
+    def _unblock(self, client_id: int) -> None:
+        self._outbox.submit(pack(("CLIENT", "UNBLOCK", client_id)), lambda _reply: None)
+
+    def _fenced(self, name: str) -> None:
+        """Somebody declared us dead (we were stopped, or cut off): everything we held is theirs. Come back as a new one."""
+        if name != self.name:
+            return
+        self.fenced_times += 1
+        self.name = consumer_name(self.app)
+        log.warning("consumer %s was declared dead and lost its work; going on as %s", name, self.name)
+        for work in list(self.scheduler):
+            self.scheduler.remove(work)
+        self._held.clear()
+        self._heartbeat.rename(self.beat)
+        self._outbox.submit(pack(("HSET", self._keys.beats, self.beat, 1)), lambda _reply: None)
+        self._redrain()
+
+    def _redrain(self) -> None:
+        for reader in self._readers:
+            reader.lane.restart(BusUnavailable("looking for own pending entries again"))
+
+
+def _release(idle: list[asyncio.Future[None]]) -> None:
+    future = idle.pop()
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,269 @@
+"""The command lane: everything that is written, with the only retry there is.
+
+Appends of one event-loop tick to one stream leave as one call of the append script, settlements as one call of the
+commit script. Both are idempotent, so a call whose answer was lost is sent again, in the old order, when the lane is
+live again. A plain command or XADD is never repeated: it fails with OutcomeUnknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from petalbus.daemon.bus.connection import Connection, ServerError, pack, settle
+from petalbus.daemon.bus.envelope import bulk
+from petalbus.daemon.bus.errors import BusFull, BusUnavailable, OutcomeUnknown, QueueFull
+from petalbus.daemon.bus.keys import Keys
+from petalbus.daemon.bus.lane import RESTART_ERRORS, Lane
+from petalbus.daemon.bus.options import BusOptions
+from petalbus.daemon.bus.scripts import all_scripts, load
+from petalbus.daemon.bus.url import Address
+
+log = logging.getLogger("petalbus.bus")
+MAX_BATCH_RECORDS = 128
+"""Records in one script call: the server does nothing else meanwhile, so this bounds everybody's latency."""
+
+MAX_BATCH_BYTES = 256 * 1024
+
+
+class Job:
+    """A request that may be repeated, until it is answered or out of time."""
+
+    __slots__ = ("born", "done", "outbox", "packed")
+
+    def __init__(self, outbox: Outbox, packed: bytes, done: Callable[[Any], None]) -> None:
+        self.outbox = outbox
+        self.packed = packed
+        self.done = done
+        self.born = time.monotonic()
+
+    def __call__(self, reply: Any) -> None:
+        """The waiter: decides between done, again, and failed."""
+        if isinstance(reply, (OutcomeUnknown, ServerError)):
+            self.outbox.failed(self, reply)
+        else:
+            self.done(reply)
+
+
+class Once:
+    """The waiter of a request that is never repeated."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, future: asyncio.Future[Any]) -> None:
+        self.future = future
+
+    def __call__(self, reply: Any) -> None:
+        """Hand the reply on, with server errors in the bus's own words."""
+        if self.future.done():
+            return
+        if isinstance(reply, ServerError):
+            self.future.set_exception(translated(reply))
+        elif isinstance(reply, BaseException):
+            self.future.set_exception(reply)
+        else:
+            self.future.set_result(reply)
+
+
+class Batch:
+    """Records of one tick for one stream, and who waits for each."""
+
+    __slots__ = ("arguments", "chunks", "futures", "size")
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+        self.futures: list[asyncio.Future[bytes]] = []
+        self.arguments = 0
+        self.size = 0
+
+    def done(self, reply: Any) -> None:
+        """Give every waiter its answer."""
+        if isinstance(reply, BaseException):
+            for future in self.futures:
+                if not future.done():
+                    future.set_exception(reply)
+            return
+        for future, answer in zip(self.futures, reply, strict=True):
+            if not future.done():
+                future.set_result(answer)
+
+
+class Outbox:
+    """The writer of one bus client."""
+
+    def __init__(self, address: Address, keys: Keys, options: BusOptions) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._options = options
+        self._batches: dict[str, Batch] = {}
+        self._again: deque[Job] = deque()
+        self._expiry: asyncio.TimerHandle | None = None
+        self._tick: list[Callable[[], None]] = []
+        self.repeated = 0
+        self.on_reconnect: list[Callable[[], None]] = []
+        sha = load("append").sha.encode()
+        self._append_tail = bulk(keys.ids.encode()) + bulk(keys.ids_before.encode()) + bulk(b"%d" % options.window_ids)
+        self._append_head = b"$7\r\nEVALSHA\r\n" + bulk(sha) + bulk(b"3")
+        self._append_limit = bulk(b"%d" % options.inbox_limit)
+        self.lane = Lane(
+            "command",
+            address,
+            prepare=self._prepare,
+            on_live=self._resume,
+            on_lost=self._watch_expiry,
+            connect_timeout=options.connect_timeout,
+            patience=options.patience,
+        )
+
+    def append(self, stream: str, arguments: int, chunk: bytes) -> asyncio.Future[bytes]:
+        """Append one record once. The future gives the stream id, or what the window knows (begins with a letter).
+
+        It raises BusFull, QueueFull, or BusUnavailable when the time allowed is over.
+        """
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        batch = self._batches.get(stream)
+        if batch is None:
+            batch = self._batches[stream] = Batch()
+            self.at_tick_end(self._flush_batches)
+        elif len(batch.chunks) >= MAX_BATCH_RECORDS or batch.size > MAX_BATCH_BYTES:
+            self._send_batch(stream, batch)
+            batch = self._batches[stream] = Batch()
+        batch.chunks.append(chunk)
+        batch.futures.append(future)
+        batch.arguments += arguments
+        batch.size += len(chunk)
+        return future
+
+    async def add(self, packed: bytes) -> bytes:
+        """One packed XADD, never repeated. Raises OutcomeUnknown, BusFull or BusUnavailable."""
+        connection = self.lane.connection
+        if connection is None:
+            connection = await self.lane.wait_live(self._options.send_timeout)
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        connection.send(packed, Once(future))
+        return await future
+
+    def at_tick_end(self, action: Callable[[], None]) -> None:
+        """Run ``action`` once at the end of this tick, in one write with everything else of it."""
+        if not self._tick:
+            self._loop.call_soon(self._end_tick)
+        if action not in self._tick:
+            self._tick.append(action)
+
+    def script(self, name: str, keys: list[str], args: list[bytes | str | int], done: Callable[[Any], None]) -> None:
+        """Run an idempotent script; ``done`` gets its reply or an error. Repeated until answered."""
+        self.submit(pack(("EVALSHA", load(name).sha, len(keys), *keys, *args)), done)
+
+    async def run(self, name: str, keys: list[str], args: list[bytes | str | int]) -> Any:
+        """Run an idempotent script and wait for its reply."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self.script(name, keys, args, lambda reply: settle(future, reply))
+        return await future
+
+    async def call(self, *args: bytes | str | int | float) -> Any:
+        """Run one plain command, once. Raises OutcomeUnknown, ServerError or BusUnavailable."""
+        return await self.once(pack(args))
+
+    async def once(self, packed: bytes) -> Any:
+        """Send a packed request, once. Raises OutcomeUnknown, ServerError or BusUnavailable."""
+        connection = self.lane.connection
+        if connection is None:
+            connection = await self.lane.wait_live(self._options.send_timeout)
+        future: asyncio.Future[Any] = self._loop.create_future()
+        connection.send(packed, lambda reply: settle(future, reply))
+        return await future
+
+    def submit(self, packed: bytes, done: Callable[[Any], None]) -> None:
+        """Send a repeatable request now, or as soon as the lane is live."""
+        job = Job(self, packed, done)
+        connection = self.lane.connection
+        if connection is None or self._again:
+            self._again.append(job)
+            self._watch_expiry()
+        else:
+            connection.send(packed, job)
+
+    def failed(self, job: Job, error: Exception) -> None:
+        """An answer that is none: repeat what certainly may be repeated, fail the rest."""
+        if isinstance(error, ServerError):
+            if error.prefix not in RESTART_ERRORS:
+                job.done(translated(error))
+                return
+            self.lane.restart(error)
+        self.repeated += 1
+        self._again.append(job)
+        self._watch_expiry()
+
+    def _flush_batches(self) -> None:
+        batches, self._batches = self._batches, {}
+        for stream, batch in batches.items():
+            self._send_batch(stream, batch)
+
+    def _send_batch(self, stream: str, batch: Batch) -> None:
+        packed = b"".join(
+            [
+                b"*%d\r\n" % (9 + batch.arguments),
+                self._append_head,
+                bulk(stream.encode()),
+                self._append_tail,
+                self._append_limit,
+                bulk(b"%d" % len(batch.chunks)),
+                *batch.chunks,
+            ]
+        )
+        self.submit(packed, batch.done)
+
+    def _end_tick(self) -> None:
+        actions, self._tick = self._tick, []
+        for action in actions:
+            action()
+        connection = self.lane.connection
+        if connection is not None:
+            connection.flush()
+
+    async def _prepare(self, connection: Connection) -> None:
+        await asyncio.gather(*(connection.call("SCRIPT", "LOAD", script.text) for script in all_scripts()))
+
+    def _resume(self, connection: Connection) -> None:
+        again, self._again = self._again, deque()
+        for job in again:
+            connection.send(job.packed, job)
+        if self.lane.connects > 1:
+            for action in self.on_reconnect:
+                action()
+
+    def _watch_expiry(self) -> None:
+        if self._expiry is None and self._again:
+            self._expiry = self._loop.call_later(0.1, self._expire)
+
+    def _expire(self) -> None:
+        self._expiry = None
+        oldest = time.monotonic() - self._options.send_timeout
+        while self._again and self._again[0].born < oldest:
+            reason = self.lane.last_error or "no connection"
+            text = f"not confirmed within {self._options.send_timeout:g} s ({reason}); stored or not is unknown"
+            self._again.popleft().done(OutcomeUnknown(f"{text}; sending it again with the same id is safe"))
+        self._watch_expiry()
+
+    async def close(self) -> None:
+        """Close the lane; what is unanswered fails with OutcomeUnknown."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        await self.lane.close()
+        while self._again:
+            self._again.popleft().done(OutcomeUnknown("the bus client was closed before the answer came"))
+
+
+def translated(error: ServerError) -> Exception:
+    """The bus's own error for an error reply after which nothing was stored."""
+    text = str(error)
+    if error.prefix == "OOM":
+        return BusFull("the server's memory ceiling is reached; nothing was stored. Let consumers catch up or raise it")
+    if error.prefix == "MISCONF":
+        return BusUnavailable("the server cannot write to its disk; nothing was stored. Free some space")
+    if "QUEUEFULL" in text:
+        return QueueFull(text.partition("QUEUEFULL ")[2] + "; nothing was stored. Is its consumer running?")
+    return error

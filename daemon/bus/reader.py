@@ -1,0 +1,159 @@
+"""Reads two priority levels of an inbox into the scheduler, never more than there is room for.
+
+Its connection always has one blocking XREADGROUP under way, which is never cancelled: a cancelled read can leave entries
+delivered and unseen. Where the read has to end early it is released with CLIENT UNBLOCK.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from petalbus.daemon.bus.connection import Connection, ServerError, pack
+from petalbus.daemon.bus.errors import OutcomeUnknown
+from petalbus.daemon.bus.keys import GROUP
+from petalbus.daemon.bus.lane import Lane
+from petalbus.daemon.bus.options import BusOptions
+from petalbus.daemon.bus.url import Address
+from petalbus.schemas.vocabulary import Priority
+
+log = logging.getLogger("petalbus.bus")
+
+Delivery = Callable[[Priority, str, bytes, "list[bytes] | None", bool], None]
+"""Called with level, stream, entry id, fields (None: trimmed away) and whether it was found in our own pending list."""
+
+
+class Reader:
+    """One lane for the levels given, highest first. ``room`` tells how many more records of a level may be read."""
+
+    def __init__(
+        self,
+        name: str,
+        address: Address,
+        *,
+        streams: dict[Priority, str],
+        consumer: Callable[[], str],
+        room: Callable[[Priority], int],
+        deliver: Delivery,
+        delivered: Callable[[], None],
+        unblock: Callable[[int], None],
+        options: BusOptions,
+    ) -> None:
+        self._levels = {stream.encode(): level for level, stream in streams.items()}
+        self._streams = streams
+        self._consumer = consumer
+        self._room = room
+        self._deliver = deliver
+        self._delivered = delivered
+        self._unblock = unblock
+        self._block = int(options.block * 1000)
+        self._checkpoints: dict[Priority, bytes] = {}
+        self._reading: frozenset[Priority] = frozenset()
+        self._armed = False
+        self._stopping = False
+        self._stopped = asyncio.Event()
+        self.lane = Lane(
+            name,
+            address,
+            prepare=self._prepare,
+            on_live=lambda _connection: self._arm(),
+            on_lost=self._lost,
+            connect_timeout=options.connect_timeout,
+            patience=options.block + options.patience,
+        )
+
+    def credit(self) -> None:
+        """Records have started: read levels again that had no room."""
+        if self._stopping or self.lane.connection is None:
+            return
+        if not self._armed:
+            self._arm()
+        elif any(level not in self._reading and self._room(level) > 0 for level in self._streams):
+            self._reading = frozenset(self._streams)  # ask once
+            self._unblock(self.lane.client_id)
+
+    async def stop(self, *, timeout: float) -> None:
+        """End the read in order: what it still delivers is delivered. Then close the connection."""
+        self._stopping = True
+        if self._armed and self.lane.connection is not None:
+            self._unblock(self.lane.client_id)
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._stopped.wait()
+            except TimeoutError:
+                log.warning("the read on %s did not end within %g s; its entries stay pending", self.lane.name, timeout)
+        await self.lane.close()
+
+    def _arm(self) -> None:
+        connection = self.lane.connection
+        if self._stopping or connection is None or self._armed:
+            return
+        rooms = {level: self._room(level) for level in self._streams}
+        levels = [level for level, room in rooms.items() if room > 0]
+        if not levels:
+            return  # credit() arms again
+        self._reading = frozenset(levels)
+        self._armed = True
+        streams = [self._streams[level] for level in levels]
+        count = min(rooms[level] for level in levels)
+        request = (
+            *("XREADGROUP", "GROUP", GROUP, self._consumer(), "COUNT", count, "BLOCK", self._block, "STREAMS"),
+            *streams,
+            *(">" for _ in streams),
+        )
+        connection.send(pack(request), self._on_reply)
+
+    def _on_reply(self, reply: Any) -> None:
+        self._armed = False
+        if isinstance(reply, OutcomeUnknown):
+            return  # the lane starts over, and drains what the lost answer held
+        if isinstance(reply, ServerError):
+            self.lane.restart(reply)
+            return
+        if reply:
+            self._hand_over(reply, found=False)
+            self._delivered()
+        if self._stopping:
+            self._stopped.set()
+        else:
+            self._arm()
+
+    def _hand_over(self, reply: Any, *, found: bool) -> int:
+        count = 0
+        for stream, entries in reply:
+            level = self._levels[stream]
+            name = self._streams[level]
+            for entry, fields in entries:
+                self._deliver(level, name, entry, fields, found)
+            if entries and not found:
+                self._checkpoints[level] = entries[-1][0]
+            count += len(entries)
+        return count
+
+    async def _prepare(self, connection: Connection) -> None:
+        """Ensure the groups, from our own checkpoint and never from the end; then drain our own pending entries."""
+        for level, stream in self._streams.items():
+            start = self._checkpoints.get(level, b"0")
+            try:
+                await connection.call("XGROUP", "CREATE", stream, GROUP, start, "MKSTREAM")
+            except ServerError as error:
+                if error.prefix != "BUSYGROUP":
+                    raise
+        for level, stream in self._streams.items():
+            after = b"0"
+            while True:
+                head = ("XREADGROUP", "GROUP", GROUP, self._consumer(), "COUNT", 100, "STREAMS")
+                reply = await connection.call(*head, stream, after)
+                if not reply or not reply[0][1]:
+                    break
+                self._hand_over(reply, found=True)
+                after = reply[0][1][-1][0]
+            log.debug("%s: level %s drained", self.lane.name, level.name)
+        self._delivered()
+
+    def _lost(self) -> None:
+        self._armed = False
+        if self._stopping:
+            self._stopped.set()

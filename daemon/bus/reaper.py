@@ -1,0 +1,122 @@
+"""Takes over the work of dead members of the same app, within two seconds of monotonic time, and of nobody alive."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from petalbus.daemon.bus.connection import ServerError
+from petalbus.daemon.bus.errors import BusError
+from petalbus.daemon.bus.keys import GROUP, Keys
+from petalbus.daemon.bus.lease import LeaseTable
+from petalbus.daemon.bus.options import BusOptions
+from petalbus.daemon.bus.outbox import Outbox
+from petalbus.schemas.vocabulary import Priority
+
+log = logging.getLogger("petalbus.bus")
+
+ORPHAN_LOOKS = 10
+"""Every so many looks also ask the groups for consumers that never beat."""
+
+Taken = Callable[[Priority, str, "list[Any]"], None]
+"""Called with level, stream and one row of the takeover script."""
+
+
+class Reaper:
+    """Watches the other consumers of one app."""
+
+    def __init__(
+        self,
+        *,
+        app: str,
+        keys: Keys,
+        outbox: Outbox,
+        options: BusOptions,
+        me: Callable[[], str],
+        taken: Taken,
+        room: Callable[[Priority], int],
+    ) -> None:
+        self._app = app
+        self._keys = keys
+        self._outbox = outbox
+        self._options = options
+        self._me = me
+        self._taken = taken
+        self._room = room
+        self._leases = LeaseTable(term=options.dead_after)
+        self._orphans: set[str] = set()
+        self._task: asyncio.Task[None] | None = None
+        self.taken_over = 0
+
+    def start(self) -> None:
+        """Begin watching."""
+        self._task = asyncio.create_task(self._run(), name=f"petalbus-reaper-{self._app}")
+
+    async def stop(self) -> None:
+        """Stop watching."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        looks = 0
+        connects = -1
+        while True:
+            try:
+                if connects != self._outbox.lane.connects:
+                    # while we could not see the server, nobody else could reach it either
+                    connects = self._outbox.lane.connects
+                    self._leases.reset(time.monotonic())
+                if looks % ORPHAN_LOOKS == 0:
+                    self._orphans = await self._find_orphans()
+                looks += 1
+                await self._look()
+            except (BusError, ServerError) as error:
+                log.debug("reaper of %s: %s", self._app, error)
+            await asyncio.sleep(self._options.heartbeat)
+
+    async def _look(self) -> None:
+        beats = await self.beats()
+        mine = self._me()
+        others = {name: count for name, count in beats.items() if name != mine}
+        for name in self._orphans - beats.keys():
+            others[name] = 0
+        for name in self._leases.observe(others, time.monotonic()):
+            if await self._take_over(name):
+                self._orphans.discard(name)
+                await self._outbox.call("HDEL", self._keys.beats, f"{self._app}|{name}")
+
+    async def beats(self) -> dict[str, int]:
+        """The heartbeats of this app's consumers."""
+        flat = await self._outbox.call("HGETALL", self._keys.beats)
+        prefix = f"{self._app}|".encode()
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        return {field[len(prefix) :].decode(): int(count) for field, count in pairs if field.startswith(prefix)}
+
+    async def _find_orphans(self) -> set[str]:
+        orphans = set()
+        for stream in self._keys.inboxes(self._app).values():
+            for row in await self._outbox.call("XINFO", "CONSUMERS", stream, GROUP):
+                info = dict(zip(row[::2], row[1::2], strict=True))
+                if info[b"pending"]:
+                    orphans.add(info[b"name"].decode())
+        orphans.discard(self._me())
+        return orphans
+
+    async def _take_over(self, dead: str) -> bool:
+        """Take what there is room for; True when nothing is left."""
+        finished = True
+        for level, stream in reversed(self._keys.inboxes(self._app).items()):
+            room = max(0, self._room(level))
+            keys = [stream, self._keys.fenced, self._keys.ids, self._keys.ids_before]
+            rows = await self._outbox.run("takeover", keys, [GROUP, dead, self._me(), room])
+            if rows:
+                log.warning("%s took over %d records of %s from dead %s", self._me(), len(rows), level.name, dead)
+            self.taken_over += len(rows)
+            for row in rows:
+                self._taken(level, stream, row)
+            finished = finished and len(rows) < room
+        return finished

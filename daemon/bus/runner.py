@@ -1,0 +1,260 @@
+"""Runs one record: may it start, who handles it, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+
+from petalbus.daemon.bus.envelope import payload
+from petalbus.daemon.bus.errors import BusError, HandlerError
+from petalbus.daemon.bus.handlers import Handler, Registry, Reply, as_reply, is_final
+from petalbus.daemon.bus.keys import GROUP, Keys
+from petalbus.daemon.bus.options import BusOptions
+from petalbus.daemon.bus.outbox import Outbox
+from petalbus.daemon.bus.settle import CANCELLED, COMPLETED, FAILED, PROCESSING, TIMEOUT, Committer, Output
+from petalbus.daemon.bus.work import Work
+from petalbus.schemas.errors import RecordInvalid
+from petalbus.schemas.payloads import validate_payload
+from petalbus.schemas.record import JSON_TYPE, Record
+from petalbus.schemas.stamps import boot_clock_ns
+from petalbus.schemas.vocabulary import ReplyKind
+
+log = logging.getLogger("petalbus.bus")
+
+MARK_AFTER = 0.005
+"""Seconds after which a running record is shown as ``processing``; shorter ones are not worth a write."""
+
+SETTLED = (COMPLETED, FAILED, TIMEOUT, CANCELLED)
+
+
+class Told:
+    """The Context of one run."""
+
+    def __init__(self, runner: Runner, work: Work) -> None:
+        self.attempt = work.attempts
+        self._runner = runner
+        self._work = work
+
+    async def accepted(self, data: Any = None) -> bool:
+        """Tell the sender that the work has been taken on."""
+        return await self._runner.tell(self._work, Reply(data, ReplyKind.ACCEPTED))
+
+    async def progress(self, data: Any) -> bool:
+        """Tell the sender how far the work is."""
+        return await self._runner.tell(self._work, Reply(data, ReplyKind.PROGRESS))
+
+
+class Runner:
+    """Runs the work of one consumer. ``dropped``: the lease is lost; ``again``: another attempt after a delay."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        committer: Committer,
+        outbox: Outbox,
+        keys: Keys,
+        options: BusOptions,
+        dropped: Callable[[Work], None],
+        again: Callable[[Work, float], None],
+    ) -> None:
+        self._registry = registry
+        self._committer = committer
+        self._outbox = outbox
+        self._keys = keys
+        self._options = options
+        self._dropped = dropped
+        self._again = again
+        self._loop = asyncio.get_running_loop()
+        self._marker: asyncio.TimerHandle | None = None
+        self.running: dict[bytes, Work] = {}
+        self.retries = 0
+
+    async def run(self, work: Work) -> None:
+        """Take one record to its end: settled, retried later, or dropped because the lease is lost."""
+        record = work.record
+        if record is None:
+            assert work.invalid is not None
+            self._bury(work, "invalid", str(work.invalid), "INVALID_RECORD")
+            return
+        if work.suspect and await self._seen_before(work, record):
+            return
+        if work.cancelled:
+            self.settle_cancelled(work)
+            return
+        if record.deadline is not None and record.expired(boot_clock_ns()):
+            self.settle_expired(work)
+            return
+        handler = self._registry.find(record.type)
+        if handler is None:
+            self._bury(work, "no handler", f"nobody handles type {record.type!r} here", "NO_HANDLER")
+            return
+        if not self._payload_fits(work, record):
+            return
+        if (handler.redelivery == "report" or work.suspect) and not await self.begin(work):
+            self._dropped(work)
+            return
+        await self._handle(work, record, handler)
+
+    def cancel(self, work: Work) -> None:
+        """Cancel a record that is running, or that waits for another attempt."""
+        work.cancelled = True
+        if work.entry in self.running and work.task is not None:
+            work.task.cancel()
+
+    def settle_cancelled(self, work: Work) -> None:
+        """End a record with a reply of kind ``cancelled``."""
+        data = _problem("CANCELLED", "cancelled before it had a result")
+        self._committer.settle(work, CANCELLED, [self._reply(work, Reply(data, ReplyKind.CANCELLED))])
+
+    def settle_expired(self, work: Work) -> None:
+        """End a record whose deadline has passed: it is never run."""
+        data = _problem("DEADLINE_EXPIRED", "the deadline passed before the record could start; it was not run")
+        self._committer.settle(work, TIMEOUT, [self._reply(work, Reply(data, ReplyKind.ERROR))])
+
+    async def begin(self, work: Work) -> bool:
+        """Mark a record as processing; False when the lease is lost or the server cannot be asked."""
+        work.marked = True
+        keys = [work.stream, self._keys.ids, self._keys.fenced]
+        args = [GROUP, work.owner, work.entry, work.message_id, work.outcome(PROCESSING), work.attempts]
+        try:
+            return bool(await self._outbox.run("begin", keys, args))
+        except BusError as error:
+            log.warning("record %s does not start: %s", work.message_id.decode("ascii", "replace"), error)
+            return False
+
+    async def tell(self, work: Work, reply: Reply) -> bool:
+        """Append a reply that is not the last; False when the lease is lost."""
+        output = self._reply(work, reply)
+        return await self._committer.tell(work, output)
+
+    async def _handle(self, work: Work, record: Record, handler: Handler) -> None:
+        self._started(work)
+        try:
+            said = await self._call(work, record, handler)
+            reply = as_reply(said)
+            outputs = [] if said is None and not record.wants_reply else [self._reply(work, reply)]
+        except asyncio.CancelledError:
+            if not work.cancelled or work.task is None:
+                raise
+            work.task.uncancel()
+            self.settle_cancelled(work)
+        except HandlerError as error:
+            self._refused(work, handler, error)
+        except Exception as error:  # whatever a handler raises becomes a retry or a dead letter, never a crash
+            self._broke(work, handler, error)
+        else:
+            self._committer.settle(work, FAILED if reply.kind is ReplyKind.ERROR else COMPLETED, outputs)
+        finally:
+            del self.running[work.entry]
+            work.task = None
+
+    async def _call(self, work: Work, record: Record, handler: Handler) -> Any:
+        arguments = (record, Told(self, work)) if handler.takes_context else (record,)
+        if not handler.generator:
+            return await handler.function(*arguments)  # type: ignore[misc]  # checked at registration
+        steps: Any = handler.function(*arguments)
+        try:
+            async for said in steps:
+                if is_final(said):
+                    return said
+                await self.tell(work, said)
+        finally:
+            await steps.aclose()
+        return None
+
+    def _started(self, work: Work) -> None:
+        self.running[work.entry] = work
+        work.task = asyncio.current_task()
+        if self._marker is None and not work.marked:
+            self._marker = self._loop.call_later(MARK_AFTER, self._mark)
+
+    def _mark(self) -> None:
+        self._marker = None
+        for work in self.running.values():
+            if not work.marked:
+                work.marked = True
+                keys = [work.stream, self._keys.ids, self._keys.fenced]
+                args = [GROUP, work.owner, work.entry, work.message_id, work.outcome(PROCESSING), work.attempts]
+                self._outbox.script("begin", keys, list(args), lambda _reply: None)
+
+    async def _seen_before(self, work: Work, record: Record) -> bool:
+        """For a redelivery: settle what must not run again; True when that is so."""
+        known = work.known
+        if known is None:
+            known = await self._outbox.call("HGET", self._keys.ids, record.id)
+            known = known or await self._outbox.call("HGET", self._keys.ids_before, record.id) or b""
+        state = known[:1]
+        handler = self._registry.find(record.type)
+        if state in SETTLED:
+            await self._outbox.call("XACK", work.stream, GROUP, work.entry)
+            self._dropped(work)
+        elif state == PROCESSING and handler is not None and handler.redelivery == "report":
+            text = "the consumer died while it worked on this; whether it took effect is unknown, it is not run again"
+            self._bury(work, "outcome unknown", text, "OUTCOME_UNKNOWN")
+        elif state == PROCESSING and handler is not None and work.attempts > handler.max_attempts:
+            self._bury(work, "attempts", f"its consumer died {work.attempts - 1} times while working on it", "ATTEMPTS_EXHAUSTED")
+        else:
+            return False
+        return True
+
+    def _payload_fits(self, work: Work, record: Record) -> bool:
+        try:
+            if record.content_type is None or record.content_type == JSON_TYPE:
+                validate_payload(record.type, record.body)
+        except RecordInvalid as error:
+            self._bury(work, "invalid", str(error), "INVALID_PAYLOAD")
+            return False
+        return True
+
+    def _refused(self, work: Work, handler: Handler, error: HandlerError) -> None:
+        if error.retry and handler.redelivery == "rerun" and work.attempts < handler.max_attempts:
+            self._retry(work)
+            return
+        data = {**_problem(error.error_code, str(error)), **error.data}
+        self._committer.settle(work, FAILED, [self._reply(work, Reply(data, ReplyKind.ERROR))])
+
+    def _broke(self, work: Work, handler: Handler, error: Exception) -> None:
+        log.warning("handler of %s failed (attempt %d): %r", handler.type, work.attempts, error)
+        if handler.redelivery == "rerun" and work.attempts < handler.max_attempts:
+            self._retry(work)
+            return
+        detail = "".join(traceback.format_exception(error))
+        message = f"{type(error).__name__}: {error}"
+        self._bury(work, message, detail, "HANDLER_ERROR", message=message)
+
+    def _retry(self, work: Work) -> None:
+        self.retries += 1
+        delay = min(self._options.retry_most, self._options.retry_first * 2.0 ** (work.attempts - 1))
+        work.attempts += 1
+        work.suspect = True  # so that the next attempt is counted where a successor can see it
+        work.known = b"q"
+        self._again(work, delay)
+
+    def _bury(self, work: Work, reason: str, detail: str, code: str, *, message: str | None = None) -> None:
+        outputs: list[Output] = [self._committer.dead_letter(work, reason, detail)]
+        if work.record is not None:
+            data = _problem(code, message or detail)
+            outputs.append(self._reply(work, Reply(data, ReplyKind.ERROR)))
+        self._committer.settle(work, FAILED, outputs)
+
+    def _reply(self, work: Work, reply: Reply) -> Output:
+        record = work.record
+        assert record is not None
+        extra: dict[bytes, bytes] = {}
+        data = {} if reply.data is None else reply.data
+        answer_type = reply.type or f"{record.type}_response"
+        options = self._options
+        body = payload(answer_type, data, None, extra, options.compress_over, options.compression)
+        return self._committer.reply(work, reply.kind, body, record_type=answer_type, extra=extra)
+
+
+def _problem(code: str, message: str) -> dict[str, Any]:
+    # both shapes that deployed programs read: ``success``/``error`` and ``status``/``message``
+    return {"status": "error", "success": False, "error_code": code, "error": message, "message": message}
+
+

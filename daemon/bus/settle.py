@@ -1,0 +1,174 @@
+"""How work ends: outcomes, and the committer that makes them happen in one atomic step each.
+
+Outcomes of one event-loop tick leave as one call of the commit script per inbox stream. The script acknowledges, appends
+the replies (or the dead letter) and remembers the outcome, or does nothing when the lease was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from petalbus.daemon.bus.connection import pack
+from petalbus.daemon.bus.envelope import NO_FIELDS, Fields, Route, bulk
+from petalbus.daemon.bus.keys import GROUP, Keys
+from petalbus.daemon.bus.options import BusOptions
+from petalbus.daemon.bus.outbox import Outbox
+from petalbus.daemon.bus.scripts import load
+from petalbus.daemon.bus.work import Work
+from petalbus.schemas.stamps import new_id
+from petalbus.schemas.vocabulary import ReplyKind
+
+log = logging.getLogger("petalbus.bus")
+
+COMPLETED: Final = b"c"
+FAILED: Final = b"f"
+TIMEOUT: Final = b"t"
+CANCELLED: Final = b"x"
+PROCESSING: Final = b"p"
+
+
+class Output(NamedTuple):
+    """One record that follows from settled work: its stream, how many entries to keep there, the packed fields."""
+
+    stream: str
+    keep: int
+    items: int
+    packed: bytes
+
+
+class _Entry(NamedTuple):
+    work: Work
+    state: bytes
+    outputs: list[Output]
+
+
+class Committer:
+    """Settles the work of one consumer."""
+
+    def __init__(
+        self,
+        *,
+        app: str,
+        outbox: Outbox,
+        keys: Keys,
+        options: BusOptions,
+        settled: Callable[[Work], None],
+        fenced: Callable[[str], None],
+    ) -> None:
+        self._app = app
+        self._outbox = outbox
+        self._keys = keys
+        self._options = options
+        self._settled = settled
+        self._fenced = fenced
+        self._entries: dict[tuple[str, str], list[_Entry]] = {}
+        self._unconfirmed = 0
+        self._confirmed: asyncio.Event = asyncio.Event()
+        self._routes: dict[tuple[str, str], Route] = {}
+        self._sha = load("commit").sha
+        self.counts: dict[bytes, int] = {}
+
+    def settle(self, work: Work, state: bytes, outputs: list[Output]) -> None:
+        """End a piece of work at the end of this tick. ``settled`` is called when the server has confirmed it."""
+        self.counts[state] = self.counts.get(state, 0) + 1
+        self._unconfirmed += 1
+        entries = self._entries.get((work.stream, work.owner))
+        if entries is None:
+            entries = self._entries[(work.stream, work.owner)] = []
+            self._outbox.at_tick_end(self._flush)
+        entries.append(_Entry(work, state, outputs))
+
+    def reply(self, work: Work, kind: ReplyKind, data: bytes, *, record_type: str | None, extra: Fields = NO_FIELDS) -> Output:
+        """A reply record to the work's sender."""
+        record = work.record
+        assert record is not None
+        answer_type = record_type or f"{record.type}_response"
+        route = self._routes.get((record.source, answer_type))
+        if route is None:
+            stream = self._keys.replies(record.source)
+            route = Route(stream, answer_type, self._app, recipient=record.source)
+            if len(self._routes) < 4096:
+                self._routes[(record.source, answer_type)] = route
+        fields = {b"reply_to": record.id.encode(), b"kind": kind.encode(), **extra}
+        if record.traceparent is not None:
+            fields[b"traceparent"] = record.traceparent.encode()
+        items, packed = route.fields(new_id().encode(), data, fields)
+        return Output(route.stream, self._options.keep_replies, items, packed)
+
+    async def tell(self, work: Work, output: Output) -> bool:
+        """Append a reply that is not the last; False when the lease is lost. Sent once: it may be lost, never doubled."""
+        head = pack((b"EVALSHA", load("tell").sha, 3, work.stream, output.stream, self._keys.fenced))
+        size = head.index(b"\r\n")
+        owner = pack((GROUP, work.owner, work.entry, output.keep)).split(b"\r\n", 1)[1]
+        request = b"*%d%b%b%b" % (int(head[1:size]) + 4 + output.items, head[size:], owner, output.packed)
+        return bool(await self._outbox.once(request))
+
+    def dead_letter(self, work: Work, reason: str, detail: str) -> Output:
+        """The work's record as it came, with why it is dead."""
+        notes = {
+            b"dead_reason": reason.encode(),
+            b"dead_detail": detail.encode()[-16_384:],
+            b"dead_attempts": b"%d" % work.attempts,
+            b"dead_stream": work.stream.encode(),
+            b"dead_entry": work.entry,
+        }
+        fields = [*work.fields, *(part for note in notes.items() for part in note)]
+        return Output(self._keys.dead(self._app), self._options.keep_dead, len(fields), b"".join(map(bulk, fields)))
+
+    def _flush(self) -> None:
+        batches, self._entries = self._entries, {}
+        for (stream, owner), entries in batches.items():
+            for start in range(0, len(entries), 64):
+                self._send(stream, owner, entries[start : start + 64])
+
+    def _send(self, stream: str, owner: str, entries: list[_Entry]) -> None:
+        keys = [stream, self._keys.ids, self._keys.fenced]
+        index: dict[str, bytes] = {}
+        arguments = 0
+        chunks: list[bytes] = []
+        for work, state, outputs in entries:
+            outcome = work.outcome(state)
+            message_id = work.message_id
+            chunks.append(
+                b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$1\r\n%d\r\n"
+                % (len(work.entry), work.entry, len(message_id), message_id, len(outcome), outcome, len(outputs))
+            )
+            arguments += 4
+            for target, keep, items, packed in outputs:
+                position = index.get(target)
+                if position is None:
+                    keys.append(target)
+                    position = index[target] = bulk(b"%d" % len(keys))
+                chunks.append(b"%b%b%b%b" % (position, bulk(b"%d" % keep), bulk(b"%d" % items), packed))
+                arguments += 3 + items
+        head = pack((b"EVALSHA", self._sha, len(keys), *keys, GROUP, owner, len(entries)))
+        size = head.index(b"\r\n")
+        packed_call = b"*%d%b%b" % (int(head[1:size]) + arguments, head[size:], b"".join(chunks))
+        self._outbox.submit(packed_call, lambda reply: self._answered(reply, owner, entries))
+
+    def _answered(self, reply: Any, owner: str, entries: list[_Entry]) -> None:
+        if reply == b"FENCED":
+            self._fenced(owner)
+        elif isinstance(reply, BaseException):
+            log.error("%d settlements on %s were not confirmed: %s", len(entries), entries[0].work.stream, reply)
+        # An error means that nobody knows whether it was committed. The entries leave our hands either way: if they are
+        # still pending, the next look at our own pending list brings them back.
+        for entry in entries:
+            self._settled(entry.work)
+        self._unconfirmed -= len(entries)
+        if not self._unconfirmed:
+            self._confirmed.set()
+
+    async def confirmed(self, timeout: float) -> bool:
+        """Wait until the server has confirmed every settlement; False after ``timeout`` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                while self._unconfirmed:
+                    self._confirmed.clear()
+                    await self._confirmed.wait()
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,240 @@
+"""Fan-out: every subscriber reads a topic through a group of its own, so nothing is lost while it is away.
+
+A record is acknowledged when the subscriber asks for the next one; the acknowledgements of one event-loop tick leave as
+one request. A subscription that ends leaves the record it was working on to its next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Any
+
+from petalbus.daemon.bus.connection import Connection, ServerError, pack
+from petalbus.daemon.bus.errors import OutcomeUnknown
+from petalbus.daemon.bus.keys import Keys
+from petalbus.daemon.bus.lane import Lane, LaneState
+from petalbus.daemon.bus.options import BusOptions
+from petalbus.daemon.bus.outbox import Outbox
+from petalbus.daemon.bus.url import Address
+from petalbus.schemas.compact import CompactForm, is_compact
+from petalbus.schemas.errors import RecordInvalid
+from petalbus.schemas.record import Record
+
+log = logging.getLogger("petalbus.bus")
+
+CONSUMER = "subscriber"
+"""One name for good: a subscriber that comes back finds what it had not acknowledged."""
+
+
+class Subscription:
+    """The records of one topic, as an asynchronous iterator. Leave it with ``break`` or ``aclose()``.
+
+    ``start`` counts only when the group is new: ``new`` (what comes from now on), ``oldest``, or a stream id to go on after.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        *,
+        group: str,
+        start: str,
+        address: Address,
+        keys: Keys,
+        outbox: Outbox,
+        options: BusOptions,
+    ) -> None:
+        self.topic = topic
+        self.group = group
+        self.lost = 0
+        self.invalid = 0
+        self._start = start
+        self._stream = keys.topic(topic)
+        self._form_key = keys.form(topic)
+        self._form: CompactForm | None = None
+        self._checkpoint: bytes | None = None
+        self._outbox = outbox
+        self._options = options
+        self._queue: deque[tuple[bytes, list[bytes]]] = deque()
+        self._handled: list[bytes] = []
+        self._held: set[bytes] = set()
+        self._armed = False
+        self._closed = False
+        self._idle = asyncio.Event()
+        self._arrived = asyncio.Event()
+        self._lane = Lane(
+            f"{group}-{topic}",
+            address,
+            prepare=self._prepare,
+            on_live=lambda _connection: self._arm(),
+            on_lost=self._lost_connection,
+            connect_timeout=options.connect_timeout,
+            patience=options.block + options.patience,
+        )
+
+    @property
+    def closed(self) -> bool:
+        """True once the subscription has ended."""
+        return self._closed
+
+    async def open(self) -> Subscription:
+        """Connect and make sure that the group exists; from then on nothing is missed. Raises BusUnavailable."""
+        if self._lane.state is LaneState.WAITING and not self._lane.started:
+            self._lane.start()
+        await self._lane.wait_live(self._options.connect_timeout)
+        return self
+
+    async def aclose(self) -> None:
+        """End the subscription: what was handled is acknowledged, what was not comes again at the next start."""
+        if self._closed:
+            return
+        self._closed = True
+        self._arrived.set()
+        self._acknowledge()
+        if self._armed and self._lane.connection is not None:
+            self._outbox.submit(pack(("CLIENT", "UNBLOCK", self._lane.client_id)), lambda _reply: None)
+            try:
+                async with asyncio.timeout(2.0):
+                    await self._idle.wait()
+            except TimeoutError:
+                log.warning("the read of topic %s did not end; its entries come again at the next start", self.topic)
+        await self._lane.close()
+
+    async def __aenter__(self) -> Subscription:
+        return await self.open()
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    def __aiter__(self) -> AsyncIterator[Record]:
+        return self._records()
+
+    def statistics(self) -> dict[str, Any]:
+        """What is read ahead, and what could not be read."""
+        return {
+            "topic": self.topic,
+            "waiting": len(self._queue),
+            "lost": self.lost,
+            "invalid": self.invalid,
+            **self._lane.statistics(),
+        }
+
+    async def _records(self) -> AsyncIterator[Record]:
+        await self.open()
+        try:
+            while (taken := await self._next()) is not None:
+                entry, record = taken
+                yield record
+                self._done(entry)
+        finally:
+            await self.aclose()
+
+    async def _next(self) -> tuple[bytes, Record] | None:
+        while True:
+            while self._queue and not self._closed:
+                entry, fields = self._queue.popleft()
+                if not self._armed and len(self._queue) < self._options.window // 2:
+                    self._arm()
+                try:
+                    return entry, await self._decode(entry, fields)
+                except RecordInvalid as error:
+                    # it stays in the topic, is counted and shown, and is no obstacle to those behind it
+                    self.invalid += 1
+                    log.error("entry %s of topic %s is not a record: %s", entry.decode(), self.topic, error)
+                    self._done(entry)
+            if self._closed:
+                return None
+            self._arm()
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    async def _decode(self, entry: bytes, fields: list[bytes]) -> Record:
+        if not is_compact(fields):
+            return Record.from_fields(fields, stream_id=entry.decode())
+        if self._form is None:
+            flat = await self._outbox.call("HGETALL", self._form_key)
+            self._form = CompactForm.from_hash(dict(zip(flat[::2], flat[1::2], strict=True)))
+        return self._form.decode(entry.decode(), fields)
+
+    def _done(self, entry: bytes) -> None:
+        if not self._handled:
+            self._outbox.at_tick_end(self._acknowledge)
+        self._handled.append(entry)
+        self._held.discard(entry)
+
+    def _acknowledge(self) -> None:
+        handled, self._handled = self._handled, []
+        if handled:
+            self._outbox.submit(pack(("XACK", self._stream, self.group, *handled)), self._acknowledged)
+
+    def _acknowledged(self, reply: Any) -> None:
+        if isinstance(reply, BaseException):
+            log.warning("acknowledgements on topic %s were not confirmed: %s", self.topic, reply)
+
+    async def _prepare(self, connection: Connection) -> None:
+        start = self._checkpoint or await self._first_id(connection)
+        try:
+            await connection.call("XGROUP", "CREATE", self._stream, self.group, start, "MKSTREAM")
+        except ServerError as error:
+            if error.prefix != "BUSYGROUP":
+                raise
+        after: bytes = b"0"
+        while True:
+            head = ("XREADGROUP", "GROUP", self.group, CONSUMER, "COUNT", 100, "STREAMS")
+            reply = await connection.call(*head, self._stream, after)
+            if not reply or not reply[0][1]:
+                return
+            self._take(reply[0][1])
+            after = reply[0][1][-1][0]
+
+    async def _first_id(self, connection: Connection) -> bytes:
+        if self._start == "oldest":
+            return b"0"
+        if self._start != "new":
+            return self._start.encode()
+        rows = await connection.call("XREVRANGE", self._stream, "+", "-", "COUNT", 1)
+        return bytes(rows[0][0]) if rows else b"0"
+
+    def _take(self, entries: list[tuple[bytes, list[bytes] | None]]) -> None:
+        for entry, fields in entries:
+            if entry in self._held:
+                continue
+            if fields is None:
+                self.lost += 1
+                self._done(entry)
+                continue
+            self._held.add(entry)
+            self._queue.append((entry, fields))
+        self._arrived.set()
+
+    def _arm(self) -> None:
+        connection = self._lane.connection
+        window = self._options.window
+        if connection is None or self._armed or self._closed or len(self._queue) >= window // 2:
+            return
+        self._armed = True
+        self._idle.clear()
+        head = ("XREADGROUP", "GROUP", self.group, CONSUMER, "COUNT", window, "BLOCK", int(self._options.block * 1000))
+        connection.send(pack((*head, "STREAMS", self._stream, ">")), self._on_reply)
+
+    def _on_reply(self, reply: Any) -> None:
+        self._armed = False
+        self._idle.set()
+        if isinstance(reply, OutcomeUnknown):
+            return
+        if isinstance(reply, ServerError):
+            self._lane.restart(reply)
+            return
+        if reply:
+            entries = reply[0][1]
+            self._take(entries)
+            self._checkpoint = entries[-1][0]
+        self._arm()
+
+    def _lost_connection(self) -> None:
+        self._armed = False
+        self._idle.set()
+
+

@@ -1,0 +1,87 @@
+"""A piece of work: one inbox entry that this consumer holds."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from petalbus.daemon.bus.envelope import claim_of
+from petalbus.schemas.errors import RecordInvalid
+from petalbus.schemas.record import Record
+from petalbus.schemas.vocabulary import Priority
+
+_NO_LANE: Final = "\0"
+
+
+class Work:
+    """An entry and what became of it so far. Satisfies the scheduler's ``Schedulable``.
+
+    ``owner`` is the consumer name that holds the lease. ``suspect``: this is not a first delivery; an earlier one may have
+    begun. ``known`` is then what the id window said of the message, or None while nobody has asked.
+    """
+
+    __slots__ = (
+        "attempts",
+        "cancelled",
+        "claim",
+        "entry",
+        "fields",
+        "invalid",
+        "kind",
+        "known",
+        "lane",
+        "level",
+        "marked",
+        "message_id",
+        "owner",
+        "record",
+        "stream",
+        "suspect",
+        "task",
+    )
+
+    def __init__(self, app: str, level: Priority, stream: str, entry: bytes, fields: list[bytes], owner: str) -> None:
+        self.level = level
+        self.stream = stream
+        self.entry = entry
+        self.fields = fields
+        self.owner = owner
+        self.attempts = 1
+        self.suspect = False
+        self.known: bytes | None = None
+        self.task: asyncio.Task[object] | None = None
+        self.cancelled = False
+        self.marked = False
+        self.invalid: RecordInvalid | None = None
+        self.record: Record | None = None
+        try:
+            record = Record.from_fields(fields, stream_id=entry.decode())
+        except RecordInvalid as error:
+            # a poison record: it still needs a place in the schedule, so that it is buried in its turn
+            self.invalid = error
+            self.message_id = _field(fields, b"id") or entry
+            self.lane = self.kind = _NO_LANE
+            self.claim = claim_of(level, app, "?")
+        else:
+            self.record = record
+            self.message_id = record.id.encode()
+            self.lane = record.key or record.source
+            self.kind = record.type
+            self.claim = claim_of(level, app, record.source)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """The stream id as numbers."""
+        ms, _, n = self.entry.partition(b"-")
+        return int(ms), int(n)
+
+    def outcome(self, state: bytes) -> bytes:
+        """What the id window remembers of the message in this state."""
+        return b"%b%b%b" % (state, self.entry, self.claim)
+
+
+def _field(fields: list[bytes], name: bytes) -> bytes | None:
+    for at in range(0, len(fields) - 1, 2):
+        if fields[at] == name:
+            return fields[at + 1]
+    return None

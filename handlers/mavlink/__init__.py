@@ -1,0 +1,27 @@
+"""MAVLink: the vehicle on the bus.
+
+framing, dialect, params   bytes <-> frames <-> messages (pure)
+transport, link            frames on the wire
+commands, orders, vehicle  what the vehicle is told, and its answers
+handler                    the bus side; runs in the daemon
+sim                        a simulated vehicle, a program of its own
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from petalbus.handlers.mavlink.decode import decode, frame_of
+
+if TYPE_CHECKING:
+    from petalbus.handlers.mavlink.handler import MavlinkHandler
+
+__all__ = ["MavlinkHandler", "decode", "frame_of"]
+
+
+def __getattr__(name: str) -> Any:
+    # The handler brings the bus with it; who only decodes, and the simulated vehicle, need none.
+    if name == "MavlinkHandler":
+        return import_module("petalbus.handlers.mavlink.handler").MavlinkHandler
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,226 @@
+"""The MAVLink handler of the daemon: frames become records, command records become commands to the vehicle.
+
+link -> every frame -> topic mavlink.rx
+app "vehicle": command, emergency_command -> Vehicle.run -> COMMAND_LONG -> acknowledgement -> reply
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, aclosing
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from petalbus.daemon.bus.errors import BusError, HandlerError
+from petalbus.handlers.mavlink.commands import ACCEPTED, CommandTimes
+from petalbus.handlers.mavlink.decode import CONTENT_TYPE
+from petalbus.handlers.mavlink.errors import MavlinkError, OrderOvertaken
+from petalbus.handlers.mavlink.framing import Frame
+from petalbus.handlers.mavlink.heartbeat import beat
+from petalbus.handlers.mavlink.link import Link
+from petalbus.handlers.mavlink.orders import MAX_ALTITUDE_M, Order, order_from_command, order_from_emergency
+from petalbus.handlers.mavlink.vehicle import Step, Vehicle
+from petalbus.schemas.compact import CompactEntry, CompactForm
+from petalbus.schemas.stamps import boot_clock_ns
+
+if TYPE_CHECKING:
+    from petalbus.daemon.bus.client import Bus
+    from petalbus.daemon.bus.handlers import Context
+    from petalbus.schemas.record import Record
+
+log = logging.getLogger(__name__)
+
+TOPIC: Final = "mavlink.rx"
+APP: Final = "vehicle"
+
+_MAX_WAITING: Final = 20_000
+_MAX_BATCH: Final = 512
+_COMPLAIN_EVERY_S: Final = 10.0
+
+
+class MavlinkHandler:
+    """Run it as ``async with MavlinkHandler(bus, endpoint=...)`` on a bus that is connected as app ``vehicle``."""
+
+    def __init__(  # noqa: PLR0913 - settings, each with a default
+        self,
+        bus: Bus,
+        *,
+        endpoint: str,
+        source_system: int = 2,
+        source_component: int = 140,
+        target_system: int | None = None,
+        dialect: str = "all",
+        heartbeat_hz: float = 5.0,
+        max_altitude: float = MAX_ALTITUDE_M,
+        times: CommandTimes | None = None,
+    ) -> None:
+        """``max_altitude`` (m above the take-off place) is what a takeoff may ask for at most.
+
+        Raises EndpointError, DialectError or ValueError when a setting makes no sense.
+        """
+        self.link = Link(
+            endpoint, on_frames=self._on_frames, dialect=dialect, system=source_system, component=source_component
+        )
+        self.vehicle = Vehicle(
+            lambda message, system: self.link.send(message, system=system),
+            dialect=self.link.dialect,
+            system=source_system,
+            component=source_component,
+            target_system=target_system,
+            times=times,
+        )
+        self.form = CompactForm(
+            topic=TOPIC,
+            type_prefix="mavlink.",
+            source=APP,
+            content_type=CONTENT_TYPE,
+            names={str(msgid): name for msgid, name in self.link.dialect.names.items()},
+        )
+        self.published = 0
+        self.lost = 0
+        """Frames that could not be stored: the bus was away or full for longer than the waiting room lasts."""
+        self._bus = bus
+        self._heartbeat_hz = heartbeat_hz
+        self._max_altitude = max_altitude
+        self._waiting: deque[CompactEntry] = deque()
+        self._arrived = asyncio.Event()
+        self._complained = float("-inf")
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        self._bus.on("command", redelivery="report", concurrency=None)(self._on_command)
+        self._bus.on("emergency_command", redelivery="report", concurrency=None)(self._on_emergency)
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.link)
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            running = [
+                tasks.create_task(self._publish(), name="mavlink.publish"),
+                tasks.create_task(beat(self.link, hertz=self._heartbeat_hz), name="mavlink.heartbeat"),
+            ]
+            stack.callback(lambda: [task.cancel() for task in running])
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await self._stack.__aexit__(kind, error, trace)
+
+    def _on_frames(self, frames: Sequence[Frame], mono_ns: int) -> None:
+        self.vehicle.on_frames(frames)
+        waiting = self._waiting
+        for frame in frames:
+            waiting.append(CompactEntry(str(frame.msgid), mono_ns, frame.raw))
+        while len(waiting) > _MAX_WAITING:
+            waiting.popleft()
+            self.lost += 1
+        self._arrived.set()
+
+    async def _publish(self) -> None:
+        """Store what came. While a batch is under way the next one gathers, so a slow bus makes larger batches."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._waiting:
+                batch = [self._waiting.popleft() for _ in range(min(_MAX_BATCH, len(self._waiting)))]
+                try:
+                    await self._bus.publish_compact(self.form, batch)
+                    self.published += len(batch)
+                except BusError as error:
+                    self.lost += len(batch)
+                    self._complain(error)
+
+    def _complain(self, error: BusError) -> None:
+        now = time.monotonic()
+        if now - self._complained > _COMPLAIN_EVERY_S:
+            self._complained = now
+            log.warning("MAVLink frames cannot be stored, %d lost so far: %s", self.lost, error)
+
+    async def _on_command(self, record: Record, context: Context) -> dict[str, Any]:
+        """Handle ``command``: arm, disarm, takeoff, land, emergency_stop."""
+        try:
+            order = order_from_command(record.data, max_altitude=self._max_altitude)
+        except MavlinkError as error:
+            raise _as_reply(error, record.data) from error
+        return await self._carry_out(order, record, context)
+
+    async def _on_emergency(self, record: Record, context: Context) -> dict[str, Any]:
+        """Handle ``emergency_command``: land_immediately, emergency_stop."""
+        try:
+            order = order_from_emergency(record.data)
+        except MavlinkError as error:
+            raise _as_reply(error, record.data) from error
+        return await self._carry_out(order, record, context)
+
+    async def _carry_out(self, order: Order, record: Record, context: Context) -> dict[str, Any]:
+        try:
+            async with aclosing(self.vehicle.run(order)) as steps:
+                async for step in steps:
+                    told = self._told(order, step)
+                    if step.last:
+                        return told
+                    await _tell(context, told, order, record)
+        except MavlinkError as error:
+            raise _as_reply(error, record.data) from error
+        raise AssertionError(f"{order.verb} ended without a last step")
+
+    def _told(self, order: Order, step: Step) -> dict[str, Any]:
+        """A step as the payload of a reply."""
+        accepted = step.ack.result == ACCEPTED
+        told: dict[str, Any] = {
+            "status": ("success" if accepted else "failed") if step.last else "in_progress",
+            "command": order.verb.value,
+            "stage": step.stage,
+            "mavlink_command": self.link.dialect.enum_name("MAV_CMD", step.ack.command),
+            "result": self.link.dialect.enum_name("MAV_RESULT", step.ack.result),
+            "result_code": step.ack.result,
+        }
+        if step.ack.progress is not None:
+            told["progress"] = step.ack.progress
+        if step.ack.result_param2:
+            told["result_param2"] = step.ack.result_param2
+        if order.command_id is not None:
+            told["command_id"] = order.command_id
+        if order.unused and step.last:
+            told["unused_parameters"] = list(order.unused)
+        return told
+
+    def statistics(self) -> dict[str, Any]:
+        """The link's counters, the vehicle's state, and how many frames are stored, waiting and lost."""
+        return {
+            "link": self.link.statistics(),
+            "vehicle": self.vehicle.describe(),
+            "published": self.published,
+            "waiting": len(self._waiting),
+            "lost": self.lost,
+            "commands_sent": self.vehicle.client.sent,
+            "stray_acks": self.vehicle.client.stray_acks,
+        }
+
+
+async def _tell(context: Context, told: dict[str, Any], order: Order, record: Record) -> None:
+    """Tell the sender how far its order is, and make sure that it may go on.
+
+    Between two commands of one order much can have happened. Without the lease its sender was told already that the
+    outcome is unknown; after the deadline nobody expects the vehicle to move any more.
+    """
+    try:
+        ours = await context.progress(told)
+    except BusError as error:
+        raise OrderOvertaken(f"{order.verb} was given up after {told['stage']}: the bus is away ({error})") from error
+    if not ours:
+        raise OrderOvertaken(f"{order.verb} was given up after {told['stage']}: the lease on its record is lost")
+    if record.expired(boot_clock_ns()):
+        raise OrderOvertaken(f"{order.verb} was given up after {told['stage']}: its deadline has passed")
+
+
+def _as_reply(error: MavlinkError, data: Any) -> HandlerError:
+    """The error as the bus replies it; the sender's own ``command_id`` comes back with it."""
+    detail = error.detail
+    if isinstance(data, dict):
+        detail |= {name: data[name] for name in ("command", "action", "command_id") if name in data}
+    return HandlerError(str(error), error_code=error.code, data=detail)

@@ -1,0 +1,144 @@
+"""What the simulated vehicle does with COMMAND_LONG and COMMAND_INT."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from petalbus.handlers.mavlink.dialect import Dialect
+from petalbus.handlers.mavlink.framing import Frame
+from petalbus.handlers.mavlink.sim.autopilot import Mode, Result
+from petalbus.handlers.mavlink.sim.flight import FORCE, Flight
+from petalbus.handlers.mavlink.sim.streams import Streams
+
+COMMAND_INT_ID: Final = 75
+COMMAND_LONG_ID: Final = 76
+_AUTOPILOT_COMPONENT: Final = 1
+_AUTOPILOT_VERSION: Final = 148
+_FORCE_ARM: Final = 2989
+
+
+class Received(NamedTuple):
+    """A command, from whichever message."""
+
+    number: int
+    params: tuple[float, ...]
+    confirmation: int
+    system: int
+    component: int
+
+
+class Answer(NamedTuple):
+    """What became of a command. ``silent``: the sender is not told."""
+
+    command: Received
+    result: Result
+    silent: bool
+
+
+Obey = Callable[[Sequence[float]], Result]
+
+
+class Commands:
+    """Obeys commands. ``silent`` are the MAV_CMD numbers that are carried out and never acknowledged."""
+
+    def __init__(
+        self,
+        flight: Flight,
+        streams: Streams,
+        dialect: Dialect,
+        *,
+        system: int,
+        silent: frozenset[int],
+        clock: Callable[[], float],
+        reboot: Callable[[], None],
+        report_interval: Callable[[int, int], None],
+    ) -> None:
+        self._flight = flight
+        self._streams = streams
+        self._dialect = dialect
+        self._system = system
+        self._silent = silent
+        self._clock = clock
+        self._reboot = reboot
+        self._report_interval = report_interval
+        self._table: dict[int, Obey] = {
+            20: lambda _: flight.set_mode(Mode.RETURN),
+            21: lambda _: flight.set_mode(Mode.LAND),
+            22: lambda params: flight.takeoff(params[6]),
+            176: self._set_mode,
+            246: self._obey_reboot,
+            400: self._arm_disarm,
+            510: self._get_interval,
+            511: self._set_interval,
+            512: lambda params: self._request(params[0]),
+            520: lambda params: self._request(_AUTOPILOT_VERSION) if params[0] == 1 else Result.DENIED,
+        }
+
+    def receive(self, frame: Frame) -> Answer | None:
+        """Carry out the command in ``frame``; None when it is for somebody else.
+
+        A message that a command asks for leaves before the acknowledgement, as PX4 does it: who starts to listen only
+        when the acknowledgement is in misses it.
+        """
+        fields = self._dialect.fields(frame)
+        if fields["target_system"] not in (0, self._system):
+            return None
+        if fields["target_component"] not in (0, _AUTOPILOT_COMPONENT):
+            return None
+        command = _read(frame, fields)
+        obey = self._table.get(command.number)
+        result = Result.UNSUPPORTED if obey is None else obey(command.params)
+        return Answer(command, result, command.number in self._silent)
+
+    def _arm_disarm(self, params: Sequence[float]) -> Result:
+        if params[0] == 1:
+            return self._flight.arm()
+        if params[0] == 0:
+            return self._flight.disarm(force=params[1] == FORCE)
+        return Result.DENIED
+
+    def _set_mode(self, params: Sequence[float]) -> Result:
+        if math.isnan(params[1]) or math.isnan(params[2]) or not int(params[0]) & 1:
+            return Result.DENIED
+        return self._flight.set_mode(self._flight.autopilot.mode_of(int(params[1]), int(params[2])))
+
+    def _obey_reboot(self, params: Sequence[float]) -> Result:
+        autopilot = self._flight.autopilot
+        if autopilot.name == "px4" or self._flight.airframe.armed:
+            return Result.DENIED if autopilot.name == "px4" else autopilot.cannot
+        if params[0] == 1:
+            self._reboot()
+        return Result.ACCEPTED
+
+    def _get_interval(self, params: Sequence[float]) -> Result:
+        msgid = _whole(params[0])
+        if msgid is None:
+            return Result.DENIED
+        self._report_interval(msgid, self._streams.interval_us(msgid))
+        return Result.ACCEPTED
+
+    def _set_interval(self, params: Sequence[float]) -> Result:
+        msgid = _whole(params[0])
+        known = msgid is not None and self._streams.set_interval(msgid, params[1], self._clock())
+        return Result.ACCEPTED if known else Result.DENIED
+
+    def _request(self, wanted: float) -> Result:
+        msgid = _whole(wanted)
+        sent = msgid is not None and self._streams.request(msgid, self._clock())
+        return Result.ACCEPTED if sent else Result.DENIED
+
+
+def _whole(value: float) -> int | None:
+    return int(value) if math.isfinite(value) else None
+
+
+def _read(frame: Frame, fields: dict[str, Any]) -> Received:
+    if frame.msgid == COMMAND_INT_ID:
+        params = (*(fields[f"param{index}"] for index in range(1, 5)), fields["x"], fields["y"], fields["z"])
+        confirmation = 0
+    else:
+        params = tuple(fields[f"param{index}"] for index in range(1, 8))
+        confirmation = fields["confirmation"]
+    return Received(fields["command"], params, confirmation, frame.sysid, frame.compid)

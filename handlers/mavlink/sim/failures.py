@@ -1,0 +1,113 @@
+"""A bad wire: a transport around a transport that loses, delays and repeats, by one seeded plan."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from petalbus.handlers.mavlink.transport import Address, Receiver, Transport
+
+_MAX_DELAYED: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """How bad the wire is. ``loss`` and ``duplicate`` are probabilities, ``delay`` is seconds; each way."""
+
+    loss: float = 0.0
+    delay: float = 0.0
+    duplicate: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value, most in (
+            ("loss", self.loss, 1.0),
+            ("duplicate", self.duplicate, 1.0),
+            ("delay", self.delay, 60.0),
+        ):
+            if not 0.0 <= value <= most:
+                raise ValueError(f"{name} {value}: it is a number from 0 to {most:g}")
+
+    @property
+    def any(self) -> bool:
+        """True when the wire is not perfect."""
+        return bool(self.loss or self.delay or self.duplicate)
+
+
+PERFECT_WIRE: Final = Failures()
+
+
+class FaultyTransport:
+    """Passes on what the failures leave of it, in both directions."""
+
+    def __init__(self, inner: Transport, failures: Failures, *, seed: int) -> None:
+        self._inner = inner
+        self._failures = failures
+        self._rng = random.Random(seed)  # noqa: S311 - a plan that can be repeated is the point
+        self._receiver: Receiver | None = None
+        self._delayed = 0
+
+    @property
+    def name(self) -> str:
+        """The endpoint below."""
+        return self._inner.name
+
+    @property
+    def datagrams(self) -> bool:
+        """As below."""
+        return self._inner.datagrams
+
+    @property
+    def remote(self) -> Address | None:
+        """As below."""
+        return self._inner.remote
+
+    async def open(self, receiver: Receiver) -> None:
+        """Open what is below. Raises LinkError."""
+        self._receiver = receiver
+        await self._inner.open(self)
+
+    async def close(self) -> None:
+        """Close what is below; what is still delayed is lost."""
+        self._receiver = None
+        await self._inner.close()
+
+    def send(self, data: bytes, address: Address) -> bool:
+        """Send as often, and as late, as the plan says. A lost datagram counts as sent, as on a real wire."""
+        for _ in range(self._copies()):
+            self._pass_on(lambda: self._inner.send(data, address))
+        return True
+
+    def received(self, data: bytes, address: Address) -> None:
+        """Hand on as often, and as late, as the plan says."""
+        for _ in range(self._copies()):
+            self._pass_on(lambda: self._hand_on(data, address))
+
+    def drained(self) -> None:
+        """Hand on."""
+        if self._receiver is not None:
+            self._receiver.drained()
+
+    def _hand_on(self, data: bytes, address: Address) -> None:
+        if self._receiver is not None:
+            self._receiver.received(data, address)
+            if self._failures.delay:
+                self._receiver.drained()
+
+    def _pass_on(self, action: Callable[[], object]) -> None:
+        if not self._failures.delay:
+            action()
+        elif self._delayed < _MAX_DELAYED:
+            self._delayed += 1
+            asyncio.get_running_loop().call_later(self._failures.delay, self._arrive, action)
+
+    def _arrive(self, action: Callable[[], object]) -> None:
+        self._delayed -= 1
+        action()
+
+    def _copies(self) -> int:
+        if self._rng.random() < self._failures.loss:
+            return 0
+        return 2 if self._rng.random() < self._failures.duplicate else 1

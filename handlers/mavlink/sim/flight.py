@@ -1,0 +1,94 @@
+"""The simulated vehicle's mind: mode, arming, and what it does by itself. Pure, like the airframe it steers."""
+
+from __future__ import annotations
+
+import math
+
+from petalbus.handlers.mavlink.sim.airframe import Airframe
+from petalbus.handlers.mavlink.sim.autopilot import Autopilot, Mode, Result
+from petalbus.handlers.mavlink.sim.params import ParamStore
+
+FORCE = 21196
+_MIN_TAKEOFF_CHARGE = 0.1
+_MAX_HEIGHT = 10_000.0
+
+
+class Flight:
+    """Modes and rules of one autopilot around an airframe. Every order answers with a Result."""
+
+    def __init__(self, autopilot: Autopilot, airframe: Airframe, params: ParamStore) -> None:
+        self.autopilot = autopilot
+        self.airframe = airframe
+        self.mode = autopilot.first_mode
+        self.params = params
+
+    @property
+    def custom_mode(self) -> int:
+        """HEARTBEAT.custom_mode."""
+        return self.autopilot.mode_numbers[self.mode][0]
+
+    @property
+    def base_mode(self) -> int:
+        """HEARTBEAT.base_mode."""
+        return self.autopilot.base_mode | (128 if self.airframe.armed else 0)
+
+    def arm(self) -> Result:
+        """Arm, unless the battery is empty, it falls, or the mode is one to come down."""
+        frame = self.airframe
+        if frame.armed:
+            return Result.ACCEPTED
+        if frame.in_air or frame.battery.remaining < _MIN_TAKEOFF_CHARGE or self.mode in (Mode.LAND, Mode.RETURN):
+            return self.autopilot.cannot
+        frame.arm()
+        return Result.ACCEPTED
+
+    def disarm(self, *, force: bool) -> Result:
+        """Disarm; in the air only by force."""
+        if self.airframe.in_air and not force:
+            return self.autopilot.cannot
+        self.airframe.disarm()
+        if not self.airframe.in_air and self.mode is not Mode.MANUAL:
+            self.mode = self.autopilot.first_mode
+        return Result.ACCEPTED
+
+    def takeoff(self, altitude: float) -> Result:
+        """Climb. NaN is the default height of the autopilot's parameter."""
+        if not self.airframe.armed:
+            return Result.TEMPORARILY_REJECTED
+        if self.mode not in self.autopilot.takeoff_from:
+            return self.autopilot.cannot
+        if math.isnan(altitude):
+            height = self.params.number("MIS_TAKEOFF_ALT", 2.5)
+        else:
+            height = altitude - self.autopilot.altitude if self.autopilot.altitude_above_sea else altitude
+        if not 0.0 < height <= _MAX_HEIGHT:
+            return Result.DENIED
+        if Mode.TAKEOFF in self.autopilot.mode_numbers:
+            self.mode = Mode.TAKEOFF
+        self.airframe.climb_to(height)
+        return Result.ACCEPTED
+
+    def set_mode(self, mode: Mode | None) -> Result:
+        """Change the mode; those to come down bring it down."""
+        if mode is None:
+            return self.autopilot.bad_mode
+        self.mode = mode
+        if mode in (Mode.LAND, Mode.RETURN):
+            self.airframe.land()
+        elif self.airframe.in_air and self.airframe.armed:
+            self.airframe.climb_to(self.airframe.height)
+        return Result.ACCEPTED
+
+    def step(self, seconds: float) -> None:
+        """Let time pass: move, end a takeoff in hold, disarm by itself on the ground."""
+        frame = self.airframe
+        frame.step(seconds)
+        if self.mode is Mode.TAKEOFF and frame.in_air and frame.height >= frame.target - 0.1:
+            self.mode = Mode.HOLD
+        if frame.armed and not frame.in_air:
+            name = self.autopilot.disarm_landed if frame.flew else self.autopilot.disarm_unused
+            limit = self.params.number(name, 10.0)
+            if 0 < limit < frame.grounded_for:
+                self.disarm(force=False)
+        if frame.battery.remaining <= 0.0 and frame.in_air and self.mode is not Mode.LAND:
+            self.set_mode(Mode.LAND)

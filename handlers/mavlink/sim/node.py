@@ -1,0 +1,208 @@
+"""The simulated vehicle as a whole: one link, one 50 Hz timer, and an answer to what is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+from petalbus.handlers.mavlink.dialect import MavMessage, load_dialect
+from petalbus.handlers.mavlink.framing import Frame
+from petalbus.handlers.mavlink.link import Link
+from petalbus.handlers.mavlink.params import (
+    PARAM_SET_ID,
+    PARAM_VALUE_ID,
+    ParamValue,
+    pack_param_value,
+    unpack_param_set,
+)
+from petalbus.handlers.mavlink.sim.airframe import Airframe
+from petalbus.handlers.mavlink.sim.autopilot import PX4, Autopilot
+from petalbus.handlers.mavlink.sim.commands import COMMAND_INT_ID, COMMAND_LONG_ID, Answer, Commands
+from petalbus.handlers.mavlink.sim.failures import PERFECT_WIRE, Failures, FaultyTransport
+from petalbus.handlers.mavlink.sim.flight import Flight
+from petalbus.handlers.mavlink.sim.param_sets import ARDUPILOT_PARAMS, PX4_PARAMS
+from petalbus.handlers.mavlink.sim.params import ParamServer, ParamStore
+from petalbus.handlers.mavlink.sim.streams import Streams
+from petalbus.handlers.mavlink.transport import open_transport
+
+log = logging.getLogger(__name__)
+
+TICK_S: Final = 0.02
+REBOOT_S: Final = 1.5
+_COMPONENT: Final = 1
+_MOST_TICKS_MADE_UP: Final = 5
+_PARAM_REQUEST_READ: Final = 20
+_PARAM_REQUEST_LIST: Final = 21
+
+
+@dataclass(frozen=True, slots=True)
+class SimOptions:
+    """What to simulate. ``silence`` are MAV_CMD numbers that are obeyed and never acknowledged."""
+
+    endpoint: str
+    autopilot: Autopilot = PX4
+    system: int = 1
+    seed: int = 1
+    failures: Failures = PERFECT_WIRE
+    silence: frozenset[int] = frozenset()
+
+
+Journal = Callable[[dict[str, Any]], None]
+
+
+class SimVehicle:
+    """Run it as ``async with SimVehicle(options) as vehicle: await vehicle.fly()``."""
+
+    def __init__(self, options: SimOptions, *, journal: Journal | None = None) -> None:
+        """``journal`` gets every command and what became of it. Raises EndpointError or ValueError."""
+        self.options = options
+        dialect = load_dialect()
+        rng = random.Random(options.seed)  # noqa: S311 - wind, not secrets
+        transport = open_transport(options.endpoint, rest=0.0)
+        if options.failures.any:
+            transport = FaultyTransport(transport, options.failures, seed=options.seed)
+        self.link = Link(
+            transport, on_frames=self._on_frames, dialect=dialect, system=options.system, component=_COMPONENT
+        )
+        self.dialect = dialect
+        entries = PX4_PARAMS if options.autopilot is PX4 else ARDUPILOT_PARAMS
+        self.params = ParamServer(
+            ParamStore(entries, options.autopilot.encoding),
+            strict=options.autopilot is PX4,
+            send=self._send_param,
+            send_error=self._send_param_error,
+        )
+        self.flight = Flight(options.autopilot, Airframe(rng), self.params.store)
+        self.streams = Streams(self.flight, dialect, rng=rng, send=self._send)
+        self.commands = Commands(
+            self.flight,
+            self.streams,
+            dialect,
+            system=options.system,
+            silent=options.silence,
+            clock=self._since_boot,
+            reboot=self._reboot,
+            report_interval=self._report_interval,
+        )
+        self._journal = journal
+        self._booted = 0.0
+        self._asleep_until = 0.0
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        self._booted = asyncio.get_running_loop().time()
+        await self._stack.enter_async_context(self.link)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def fly(self, *, until: Callable[[], bool] = lambda: False) -> None:
+        """Live, 50 times a second on a fixed monotonic plan, until ``until()`` says so (asked once a second)."""
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        ticks = 0
+        while True:
+            self._tick()
+            ticks += 1
+            if ticks % 50 == 0 and until():
+                return
+            due += TICK_S
+            if loop.time() - due > _MOST_TICKS_MADE_UP * TICK_S:
+                due = loop.time()  # the process stood still: go on from here, without a burst
+            await asyncio.sleep(max(0.0, due - loop.time()))
+
+    def _tick(self) -> None:
+        if asyncio.get_running_loop().time() < self._asleep_until:
+            return
+        was_armed = self.flight.airframe.armed
+        self.flight.step(TICK_S)
+        if was_armed and not self.flight.airframe.armed:
+            self._note({"event": "disarmed by itself"})
+        self.streams.tick(self._since_boot())
+        self.params.tick()
+
+    def _since_boot(self) -> float:
+        return asyncio.get_running_loop().time() - self._booted
+
+    def _on_frames(self, frames: Sequence[Frame], _mono_ns: int) -> None:
+        if asyncio.get_running_loop().time() < self._asleep_until:
+            return
+        for frame in frames:
+            if frame.msgid in (COMMAND_LONG_ID, COMMAND_INT_ID):
+                answer = self.commands.receive(frame)
+                if answer is not None:
+                    self._acknowledge(answer)
+            elif frame.msgid == PARAM_SET_ID:
+                wanted, system, component = unpack_param_set(frame.payload)
+                if self._is_for_us(system, component):
+                    self.params.set(wanted)
+            elif frame.msgid in (_PARAM_REQUEST_READ, _PARAM_REQUEST_LIST):
+                fields = self.dialect.fields(frame)
+                if not self._is_for_us(fields["target_system"], fields["target_component"]):
+                    continue
+                if frame.msgid == _PARAM_REQUEST_LIST:
+                    self.params.request_list()
+                else:
+                    self.params.read(fields["param_id"], fields["param_index"])
+
+    def _is_for_us(self, system: int, component: int) -> bool:
+        return system in (0, self.options.system) and component in (0, _COMPONENT)
+
+    def _acknowledge(self, answer: Answer) -> None:
+        command = answer.command
+        self._note(
+            {
+                "event": "command",
+                "command": self.dialect.enum_name("MAV_CMD", command.number),
+                "params": [None if value != value else value for value in command.params],  # noqa: PLR0124 - NaN
+                "confirmation": command.confirmation,
+                "from": [command.system, command.component],
+                "result": self.dialect.enum_name("MAV_RESULT", answer.result),
+                "acknowledged": not answer.silent,
+            }
+        )
+        if not answer.silent:
+            self._send(
+                self.dialect.message(
+                    "COMMAND_ACK",
+                    command=command.number,
+                    result=answer.result,
+                    target_system=command.system,
+                    target_component=command.component,
+                ),
+            )
+
+    def _reboot(self) -> None:
+        """Silence, then a boot clock that starts again; parameters stay."""
+        now = asyncio.get_running_loop().time()
+        self._note({"event": "reboot"})
+        self._asleep_until = now + REBOOT_S
+        self._booted = self._asleep_until
+        self.flight.mode = self.flight.autopilot.first_mode
+        self.streams.reset()
+
+    def _report_interval(self, msgid: int, microseconds: int) -> None:
+        self._send(self.dialect.message("MESSAGE_INTERVAL", message_id=msgid, interval_us=microseconds))
+
+    def _send(self, message: MavMessage) -> None:
+        self.link.send(message)
+
+    def _send_param(self, value: ParamValue) -> None:
+        self.link.send_payload(PARAM_VALUE_ID, pack_param_value(value))
+
+    def _send_param_error(self, name: str, error: int) -> None:
+        # PX4 leaves the index of a read by name as it finds it
+        self._send(self.dialect.message("PARAM_ERROR", param_id=name, param_index=-1, error=error))
+
+    def _note(self, entry: dict[str, Any]) -> None:
+        if self._journal is not None:
+            self._journal({"time": round(self._since_boot(), 3), **entry, "armed": self.flight.airframe.armed})

@@ -1,0 +1,1 @@
+"""What the author of a petal uses, and the petals that are shipped."""

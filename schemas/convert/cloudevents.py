@@ -1,0 +1,270 @@
+"""CloudEvents 1.0: structured JSON mode, HTTP binary mode, and the way to records and back.
+
+``id``, ``source``, ``type``, ``time``, ``datacontenttype`` and the data are the record's own; ``traceparent`` and
+``partitionkey`` (the record's ``key``) are extensions that CloudEvents documents; the record's other fields are
+extension attributes that begin with ``pb``, their values always text, so that both modes say the same. A foreign
+extension attribute whose value is text becomes a record field of the same name.
+
+Ids: a CloudEvent's id is unique within its source, a record's id on the whole bus. The id is taken over as it is, so a
+gateway for several foreign sources passes ``qualify=True``, which puts the source before the id.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import quote, unquote
+
+from petalbus.schemas.convert.exchange import Exchange, JsonObject, WireFields, uncompressed
+from petalbus.schemas.convert.names import bus_app, bus_id, bus_type, time_ns, time_text
+from petalbus.schemas.errors import RecordInvalid
+from petalbus.schemas.payloads import decode_json, encode_json
+from petalbus.schemas.record import JSON_TYPE, Record
+
+MEDIA_TYPE: Final = "application/cloudevents+json"
+"""Media type of the structured JSON mode."""
+
+CARRIED: Final = "pbfields"
+"""The extension attribute that carries, as JSON text, record fields that no attribute can hold."""
+
+KEPT: Final = "kept.cloudevents"
+"""The record field that keeps what only the event has."""
+
+_EXACT_DATA: Final = "pbdata"  # base64 of JSON data whose bytes are not those that writing it again would give
+_FORM: Final = "pbform"  # how the data of a structured event stood there, where it is not the usual way
+
+_OURS: Final = {
+    "recipient": "pbrecipient",
+    "priority": "pbpriority",
+    "reply_to": "pbreplyto",
+    "kind": "pbkind",
+    "wants_reply": "pbwantsreply",
+    "deadline": "pbdeadline",
+    "boot_id": "pbbootid",
+    "mono": "pbmono",
+    "schema": "pbschema",
+    "key": "partitionkey",
+    "traceparent": "traceparent",
+}
+_CORE: Final = frozenset({"specversion", "id", "source", "type", "time", "datacontenttype", "data", "data_base64"})
+_RECORD_NAMES: Final = frozenset((field.alias or name) for name, field in Record.model_fields.items()) | {
+    "raw",
+    "schema_version",
+    KEPT,
+}
+_EXTENSION_NAME: Final = re.compile(r"[a-z0-9]{1,20}")
+_JSON_MEDIA: Final = re.compile(r"[^/;]+/(?:[^/;]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
+_TEXT_MEDIA: Final = re.compile(r"(?:text/[^/;]+|[^/;]+/(?:[^/;]+\+)?xml)\s*(?:;.*)?", re.IGNORECASE)
+
+
+def to_record(
+    event: JsonObject,
+    *,
+    recipient: str | None = None,
+    qualify: bool = False,
+    carry: bool = True,
+) -> Record:
+    """The record of a structured event (the decoded JSON object).
+
+    ``recipient`` addresses it on the bus. ``carry=False`` is for senders that are not trusted to name record fields
+    beyond the ``pb`` attributes. Raises RecordInvalid naming the attribute.
+    """
+    if not isinstance(event, dict):
+        raise RecordInvalid("event", f"is {type(event).__name__}", limit="an object")
+    attributes = {name: value for name, value in event.items() if value is not None and name not in _DATA_MEMBERS}
+    body, form = _structured_body(event, attributes.get("datacontenttype"))
+    exact = attributes.pop(_EXACT_DATA, None)
+    if exact is not None:
+        body = _decode_base64(exact, _EXACT_DATA)
+    if form != _usual_form(attributes.get("datacontenttype"), body):
+        attributes[_FORM] = form
+    return _record(attributes, body, recipient=recipient, qualify=qualify, carry=carry)
+
+
+def from_record(record: Record, *, carry: bool = True) -> JsonObject:
+    """The structured event of a record; with ``carry``, ``to_record`` gives back an equal record.
+
+    Raises RecordInvalid when the payload is not what its content type says.
+    """
+    attributes = _EXCHANGE.from_record(record, carry=carry)
+    body = record.body
+    form = attributes.pop(_FORM, None) or _usual_form(attributes.get("datacontenttype"), body)
+    if form == "none":
+        return attributes
+    if form == "base64":
+        return attributes | {"data_base64": base64.b64encode(body).decode()}
+    if form == "text":
+        return attributes | {"data": body.decode()}
+    data = decode_json(body)
+    if carry and encode_json(data) != body:
+        attributes[_EXACT_DATA] = base64.b64encode(body).decode()
+    return attributes | {"data": data}
+
+
+def to_http(record: Record, *, carry: bool = True) -> tuple[dict[str, str], bytes]:
+    """Binary mode: the headers (lower-case names) and the body. The body is the payload, byte for byte."""
+    attributes = _EXCHANGE.from_record(record, carry=carry)
+    attributes.pop(_FORM, None)
+    content_type = attributes.pop("datacontenttype", JSON_TYPE)
+    headers = {"content-type": content_type}
+    for name, value in attributes.items():
+        text = ("true" if value else "false") if isinstance(value, bool) else str(value)
+        headers[f"ce-{name}"] = quote(text, safe=_PLAIN_IN_HEADERS)
+    return headers, record.body
+
+
+def from_http(
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    recipient: str | None = None,
+    qualify: bool = False,
+    carry: bool = True,
+) -> Record:
+    """The record of an HTTP request in binary mode; ``to_record`` says what the options mean.
+
+    Raises RecordInvalid naming the attribute.
+    """
+    attributes: JsonObject = {}
+    for header, value in headers.items():
+        name = header.lower()
+        if name == "content-type":
+            attributes["datacontenttype"] = value
+        elif name.startswith("ce-"):
+            attributes[name[3:]] = unquote(value, errors="strict")
+    if not body:
+        attributes[_FORM] = "none"
+        body = b"{}"
+    return _record(attributes, body, recipient=recipient, qualify=qualify, carry=carry)
+
+
+_DATA_MEMBERS: Final = ("data", "data_base64")
+
+# What stands in a header value as it is: printable ASCII but space, double quote and percent.
+_PLAIN_IN_HEADERS: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
+
+
+def _record(attributes: JsonObject, body: bytes, *, recipient: str | None, qualify: bool, carry: bool) -> Record:
+    given: WireFields = {"data": body}
+    if recipient is not None:
+        given["recipient"] = recipient.encode()
+    if qualify:
+        _read(attributes)  # id and source are there and are text
+        given["id"] = bus_id(f"{attributes['source']}#{attributes['id']}").encode()
+    return _EXCHANGE.to_record(attributes, given, carry=carry)
+
+
+def _read(attributes: JsonObject) -> WireFields:
+    if attributes.get("specversion") != "1.0":
+        raise RecordInvalid("specversion", f"is {attributes.get('specversion')!r}", limit="'1.0'")
+    for name in ("id", "source", "type"):
+        if not isinstance(attributes.get(name), str) or not attributes[name]:
+            problem = "is not text, or empty" if name in attributes else "is missing"
+            raise RecordInvalid(name, problem, limit="text of at least one character")
+    fields: WireFields = {
+        "id": bus_id(attributes["id"]).encode(),
+        "source": bus_app(attributes["source"]).encode(),
+        "type": bus_type(attributes["type"]).encode(),
+    }
+    sent = time_ns(attributes["time"]) if isinstance(attributes.get("time"), str) else None
+    if sent is not None:
+        fields["time"] = b"%d" % sent
+    content_type = attributes.get("datacontenttype", JSON_TYPE)
+    if not isinstance(content_type, str):
+        raise RecordInvalid("datacontenttype", f"is {content_type!r}", limit="a media type")
+    if content_type != JSON_TYPE:
+        fields["content_type"] = content_type.encode()
+    for name, attribute in _OURS.items():
+        if attribute in attributes:
+            fields[name] = _text(attribute, attributes[attribute]).encode()
+    for name, value in attributes.items():
+        if isinstance(value, str) and _becomes_field(name):
+            fields[name] = value.encode("utf-8", "replace")
+    return fields
+
+
+def _write(record: Record) -> JsonObject:
+    event: JsonObject = {"specversion": "1.0", "id": record.id, "source": record.source, "type": record.type}
+    sent = time_text(record.time) if record.time is not None else None
+    if sent is not None:
+        event["time"] = sent
+    event["datacontenttype"] = record.content_type if record.content_type is not None else JSON_TYPE
+    flat = record.to_fields()
+    for raw_name, raw_value in zip(flat[::2], flat[1::2], strict=True):
+        name = raw_name.decode()
+        if name not in _OURS and not _becomes_field(name):
+            continue
+        try:
+            value = raw_value.decode()
+        except UnicodeDecodeError:
+            continue
+        if value.isprintable():
+            event[_OURS.get(name, name)] = value
+    return event
+
+
+def _becomes_field(name: str) -> bool:
+    """Whether an extension attribute and a record field of this name are the same thing."""
+    return (
+        _EXTENSION_NAME.fullmatch(name) is not None
+        and not name.startswith("pb")
+        and name not in _CORE
+        and name not in _RECORD_NAMES
+        and name not in _OURS.values()
+    )
+
+
+def _text(attribute: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    if isinstance(value, str | int):
+        return str(value)
+    raise RecordInvalid(attribute, f"is {type(value).__name__}", limit="text or an integer")
+
+
+def _structured_body(event: JsonObject, content_type: object) -> tuple[bytes, str]:
+    """The payload's bytes and how they stood in the event."""
+    if event.get("data_base64") is not None:
+        if event.get("data") is not None:
+            raise RecordInvalid("data_base64", "stands beside data", limit="one of the two")
+        return _decode_base64(event["data_base64"], "data_base64"), "base64"
+    if "data" not in event:
+        return b"{}", "none"
+    if content_type is None or (isinstance(content_type, str) and _JSON_MEDIA.fullmatch(content_type)):
+        return encode_json(event["data"]), "json"
+    if not isinstance(event["data"], str):
+        raise RecordInvalid("data", f"is {type(event['data']).__name__} in {content_type!r}", limit="text, or data_base64")
+    return event["data"].encode(), "text"
+
+
+def _usual_form(content_type: object, body: bytes) -> str:
+    media = content_type if isinstance(content_type, str) else JSON_TYPE
+    if _JSON_MEDIA.fullmatch(media):
+        return "json"
+    if _TEXT_MEDIA.fullmatch(media) is None:
+        return "base64"
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return "base64"
+    return "text"
+
+
+def _decode_base64(value: object, name: str) -> bytes:
+    try:
+        return base64.b64decode(value if isinstance(value, str) else "!", validate=True)
+    except ValueError:
+        raise RecordInvalid(name, "is not base64", limit="base64 text") from None
+
+
+_EXCHANGE: Final = Exchange(
+    keeps=KEPT,
+    carries=CARRIED,
+    read=_read,
+    write=_write,
+    blamed={"content_type": "datacontenttype"} | {name: attribute for name, attribute in _OURS.items()},
+    carried_as_text=True,
+    apart=frozenset({"data"}),
+)

@@ -1,0 +1,51 @@
+"""Typed payloads: a model for each documented message type, and the checks on what comes in and goes out."""
+
+from petalbus.schemas.payloads.check import (
+    MAX_DEPTH,
+    MAX_KEYS,
+    decode_json,
+    encode_json,
+    prepare,
+    validate_payload,
+    validate_value,
+)
+from petalbus.schemas.payloads.models import (
+    PAYLOADS,
+    Alert,
+    Command,
+    CommandParameters,
+    CommandResponse,
+    Configuration,
+    Coordinates,
+    EmergencyCommand,
+    Geofence,
+    Payload,
+    Ping,
+    SafetySettings,
+    StatusRequest,
+    Telemetry,
+)
+
+__all__ = [
+    "prepare",
+    "validate_payload",
+    "validate_value",
+    "PAYLOADS",
+    "Payload",
+    "Command",
+    "CommandParameters",
+    "CommandResponse",
+    "EmergencyCommand",
+    "StatusRequest",
+    "Telemetry",
+    "Coordinates",
+    "Configuration",
+    "Geofence",
+    "SafetySettings",
+    "Alert",
+    "Ping",
+    "MAX_DEPTH",
+    "MAX_KEYS",
+    "decode_json",
+    "encode_json",
+]

@@ -1,0 +1,1 @@
+"""The import paths that existing petals use: they lead to `petalbus`, and nothing of ours imports this package."""

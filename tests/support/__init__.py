@@ -1,0 +1,1 @@
+"""Helpers of the tests: servers, a proxy, child processes. Import as `from support.servers import ...`."""
