@@ -28,6 +28,8 @@ from petalbus.schemas.vocabulary import (
 
 JSON_TYPE: Final = "application/json"
 _PAYLOAD_LIMIT: Final = f"at most {MAX_PAYLOAD_BYTES} bytes"
+_PRIORITIES: Final = {b"%d" % level: level for level in Priority}
+_KINDS: Final = {kind.value.encode(): kind for kind in ReplyKind}
 _FIELD_NAMES: dict[tuple[bytes, ...], tuple[str, ...]] = {}
 _MAX_CACHED_SHAPES: Final = 1024
 
@@ -122,6 +124,11 @@ class Record(BaseModel):
             shape = _remember_shape(names)
         values: dict[str, Any] = dict(zip(shape, fields[1::2], strict=False))
         values["stream_id"] = stream_id
+        # the common spellings, without a detour through the general validators
+        if "priority" in values:
+            values["priority"] = _PRIORITIES.get(values["priority"], values["priority"])
+        if "kind" in values:
+            values["kind"] = _KINDS.get(values["kind"], values["kind"])
         return cls.checked(values)
 
     @classmethod

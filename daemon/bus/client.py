@@ -71,6 +71,7 @@ class Bus:
         self._consumer: Consumer | None = None
         self._consuming: asyncio.Task[None] | None = None
         self._heartbeat: Heartbeat | None = None
+        self._fetching: set[asyncio.Task[None]] = set()
         self._in_flight = 0
         self._room = asyncio.Event()
         self._started = False
@@ -86,6 +87,7 @@ class Bus:
 
     async def start(self) -> None:
         """Connect. Raises BusUnavailable when the server cannot be reached, ServerRefused when it cannot carry the bus."""
+        self._loop = asyncio.get_running_loop()
         self._outbox = Outbox(self.address, self.keys, self.options)
         self._replies = ReplyLane(
             self.app,
@@ -202,20 +204,17 @@ class Bus:
         Asking again with the same ``id``, also from a restarted program, waits for the reply to the first one. Raises
         ReplyError, RequestCancelled, RequestTimeout, and what ``send`` raises.
         """
-        if not self._replies.lane.started:
-            self._replies.lane.start()
-        await self._replies.lane.wait_live(self.options.connect_timeout)
+        if self._replies.lane.connection is None:
+            if not self._replies.lane.started:
+                self._replies.lane.start()
+            await self._replies.lane.wait_live(self.options.connect_timeout)
         message_id = new_id() if id is None else checked_id(id)
         extra = _extra(timeout, key, traceparent)
         extra[b"wants_reply"] = b"1"
-        waiting = self._replies.expect(message_id, on_progress)
-        future = waiting.future
+        waiting = self._replies.expect(message_id, on_progress, timeout)
         try:
-            stored = self._append(self._route(recipient, type, priority), message_id, data, content_type, extra)
-            loop = asyncio.get_running_loop()
-            waiting.timer = loop.call_later(timeout, _expire, future, message_id)
-            stored.add_done_callback(lambda answer: self._stored(answer, message_id, recipient, int(priority)))
-            return await future
+            self._append_request(self._route(recipient, type, priority), message_id, data, content_type, extra)
+            return await waiting.future
         except RequestTimeout:
             text = await self.messages.why_no_reply(recipient, message_id, timeout)
             raise RequestTimeout(text, message_id=message_id) from None
@@ -285,6 +284,8 @@ class Bus:
 
         def register(function: F) -> F:
             attempts = max_attempts or self.options.max_attempts
+            if self._consumer is not None:
+                self._consumer.handlers_changed()
             self._registry.add(
                 Handler.of(
                     function, record_type=type, redelivery=redelivery, concurrency=concurrency, max_attempts=attempts
@@ -378,6 +379,22 @@ class Bus:
         count, packed = route.item(message_id.encode(), body, extra)
         return self._outbox.append(route.stream, count, packed)
 
+    def _append_request(
+        self, route: Route, message_id: str, data: Any, content_type: str | None, extra: dict[bytes, bytes]
+    ) -> None:
+        """Append, and read the replies: in one write where both connections are idle."""
+        body = payload(route.type, data, content_type, extra, self.options.compress_over, self.options.compression)
+        count, packed = route.item(message_id.encode(), body, extra)
+        beside = self._replies.free_connection
+        if beside is not None and self._outbox.idle:
+            self._outbox.append_beside(
+                route.stream, count, packed, beside, lambda answer: self._stored(answer, message_id, route)
+            )
+        else:
+            stored = self._outbox.append(route.stream, count, packed)
+            stored.add_done_callback(lambda done: self._stored(_outcome(done), message_id, route))
+        self._replies.arm()
+
     async def _wait_for_room(self) -> None:
         while self._in_flight >= self.options.max_in_flight:
             self._room.clear()
@@ -397,23 +414,25 @@ class Bus:
             )
         return Receipt(known.entry, message_id, True, self.options.durability)
 
-    def _stored(self, answer: asyncio.Future[bytes], message_id: str, recipient: str, priority: int) -> None:
+    def _stored(self, answer: bytes | BaseException, message_id: str, route: Route) -> None:
         """A request's own receipt: an error ends the wait; a repetition may have its reply already."""
+        if isinstance(answer, bytes) and answer[:1].isdigit():
+            return
         waiting = self._replies.waiting.get(message_id)
-        error = answer.exception()
         if waiting is None or waiting.future.done():
             return
-        if error is None:
-            if answer.result()[:1].isdigit():
-                return
-            try:
-                self._receipt(message_id, answer.result(), recipient, priority)
-            except IdConflict as conflict:
-                error = conflict
-        if error is not None:
-            waiting.future.set_exception(error)
-        elif Known.parse(answer.result()).state.final:
-            asyncio.create_task(self._fetch_reply(message_id, waiting.future), name="petalbus-fetch-reply")
+        if isinstance(answer, BaseException):
+            waiting.future.set_exception(answer)
+            return
+        try:
+            self._receipt(message_id, answer, route.recipient, route.priority or 0)
+        except IdConflict as conflict:
+            waiting.future.set_exception(conflict)
+            return
+        if Known.parse(answer).state.final:
+            task = self._loop.create_task(self._fetch_reply(message_id, waiting.future), name="petalbus-fetch-reply")
+            self._fetching.add(task)
+            task.add_done_callback(self._fetching.discard)
 
     async def _fetch_reply(self, message_id: str, future: asyncio.Future[Record]) -> None:
         try:
@@ -441,6 +460,8 @@ class Bus:
         )
         await consumer.start()
         self._consumer = consumer
+        self._replies.always = True
+        self._replies.arm()
         if not self._replies.lane.started:
             self._replies.lane.start()
         if self._heartbeat is not None:
@@ -487,6 +508,7 @@ def _level(priority: Priority | int) -> Priority:
         raise RecordInvalid("priority", f"{priority!r} is not a priority", limit="1 (low) to 4 (critical)") from None
 
 
-def _expire(future: asyncio.Future[Record], message_id: str) -> None:
-    if not future.done():
-        future.set_exception(RequestTimeout("no reply in time", message_id=message_id))
+def _outcome(done: asyncio.Future[bytes]) -> bytes | BaseException:
+    if done.cancelled():
+        return BusError("sending was cancelled")
+    return done.exception() or done.result()

@@ -48,6 +48,7 @@ class Connection(asyncio.Protocol):
         self._reader = hiredis.Reader(notEnoughData=_NOTHING, replyError=ServerError)
         self._waiters: deque[Waiter] = deque()
         self._out: list[bytes] = []
+        self._flushing = False
         self._transport: asyncio.WriteTransport | None = None
         self._last_progress = time.monotonic()
         self._watch: asyncio.TimerHandle | None = None
@@ -58,17 +59,27 @@ class Connection(asyncio.Protocol):
         """Requests without an answer yet."""
         return len(self._waiters)
 
-    def send(self, packed: bytes, waiter: Waiter) -> None:
-        """Queue one packed request. ``waiter`` is always called, also when the connection is lost."""
-        if self._transport is None:
+    def send(self, packed: bytes, waiter: Waiter, *, more: bool = False) -> None:
+        """Send one packed request. ``waiter`` is always called, also when the connection is lost.
+
+        An idle connection sends at once; on a busy one everything of this tick leaves in one write. ``more``: another
+        request follows right away, or ``flush``: keep this one for the same write.
+        """
+        transport = self._transport
+        if transport is None:
             waiter(OutcomeUnknown("the connection is closed; nothing was sent"))
             return
-        if not self._waiters:
+        idle = not self._waiters
+        if idle:
             self._last_progress = time.monotonic()
             if self._watch is None:
                 self._watch = self._loop.call_later(self._patience, self._check)
         self._waiters.append(waiter)
-        if not self._out:
+        if idle and not more and not self._out:
+            transport.write(packed)
+            return
+        if not more and not self._flushing:
+            self._flushing = True
             self._loop.call_soon(self.flush)
         self._out.append(packed)
 
@@ -119,6 +130,7 @@ class Connection(asyncio.Protocol):
 
     def flush(self) -> None:
         """Write now what this tick has gathered."""
+        self._flushing = False
         if self._transport is not None and self._out:
             self._transport.write(self._out[0] if len(self._out) == 1 else b"".join(self._out))
         self._out.clear()

@@ -13,7 +13,7 @@ import os
 import time
 from typing import Any
 
-from petalbus.daemon.bus.connection import pack
+from petalbus.daemon.bus.connection import Connection, pack
 from petalbus.daemon.bus.errors import BusError, BusUnavailable
 from petalbus.daemon.bus.handlers import Registry
 from petalbus.daemon.bus.heartbeat import Heartbeat
@@ -56,13 +56,20 @@ class Consumer:
         self._options = options
         self._loop = asyncio.get_running_loop()
         self.scheduler: Scheduler[Work] = Scheduler()
+        self._limited: set[str] = set()
         self._held: dict[tuple[str, bytes], Work] = {}
         self._idle: list[asyncio.Future[None]] = []
         self._idle_critical: list[asyncio.Future[None]] = []
         self._workers: list[asyncio.Task[None]] = []
         self._stopping = False
         self.committer = Committer(
-            app=app, outbox=outbox, keys=keys, options=options, settled=self._settled, fenced=self._fenced
+            app=app,
+            outbox=outbox,
+            keys=keys,
+            options=options,
+            settled=self._settled,
+            fenced=self._fenced,
+            free_connection=self._free_connection,
         )
         self.runner = Runner(
             registry=registry,
@@ -77,6 +84,7 @@ class Consumer:
         urgent = {level: streams[level] for level in (Priority.CRITICAL, Priority.HIGH)}
         bulk = {level: streams[level] for level in (Priority.NORMAL, Priority.LOW)}
         self._readers = [self._reader(f"{app}-urgent", address, urgent), self._reader(f"{app}-bulk", address, bulk)]
+        self._reader_of = {stream: reader for reader in self._readers for stream in reader.streams}
         self._heartbeat = Heartbeat(
             address, beats=keys.beats, field=self.beat, status=keys.status(app), period=options.heartbeat
         )
@@ -130,6 +138,10 @@ class Consumer:
             log.warning("consumer %s could not say that it stopped: %s", self.name, error)
         else:
             log.debug("consumer %s stopped; %d entries wait for a successor", self.name, left)
+
+    def handlers_changed(self) -> None:
+        """Handlers were added or removed: their limits are asked for again."""
+        self._limited.clear()
 
     def cancel(self, message_id: str) -> bool:
         """Cancel a record that this consumer holds; False when it holds no such record."""
@@ -201,6 +213,10 @@ class Consumer:
                 self._settled(work)
             finally:
                 scheduler.done(work)
+            if not scheduler.ready:
+                self.committer.flush(more=True)
+                for reader in self._readers:
+                    reader.go_on()
             if time.monotonic() - slice_start > SLICE:
                 # twice: once for the sockets to be read, once for what they brought to be scheduled
                 await asyncio.sleep(0)
@@ -252,8 +268,10 @@ class Consumer:
 
     def _hold(self, work: Work, *, older: bool) -> None:
         self._held[(work.stream, work.entry)] = work
-        handler = self._registry.find(work.kind)
-        self.scheduler.limit(work.kind, handler.concurrency if handler is not None else None)
+        if work.kind not in self._limited:
+            handler = self._registry.find(work.kind)
+            self.scheduler.limit(work.kind, handler.concurrency if handler is not None else None)
+            self._limited.add(work.kind)
         self.scheduler.push(work, older=older)
 
     def _lost(self, stream: str, entry: bytes) -> None:
@@ -271,6 +289,9 @@ class Consumer:
                 self._wake()
 
         self._loop.call_later(delay, back)
+
+    def _free_connection(self, stream: str) -> Connection | None:
+        return self._reader_of[stream].free_connection
 
     def _unblock(self, client_id: int) -> None:
         self._outbox.submit(pack(("CLIENT", "UNBLOCK", client_id)), lambda _reply: None)

@@ -20,6 +20,7 @@ from petalbus.schemas.vocabulary import ID_RULE, MAX_ID_CHARS, MAX_PAYLOAD_BYTES
 Fields = Mapping[bytes, bytes]
 """Rarely used fields of a record: wire name -> value."""
 
+MAX_TEMPLATES: Final = 64
 NO_FIELDS: Final[Fields] = {}
 
 
@@ -55,7 +56,7 @@ class Route:
     recipient at the same priority: a repetition), and who may not.
     """
 
-    __slots__ = ("claim", "constant", "count", "priority", "recipient", "stream", "type", "xadd")
+    __slots__ = ("_constant", "_count", "_templates", "claim", "priority", "recipient", "stream", "type")
 
     def __init__(
         self, stream: str, record_type: str, source: str, *, recipient: str | None = None, priority: int | None = None
@@ -69,24 +70,23 @@ class Route:
             fields[b"recipient"] = checked_name(recipient, what="recipient").encode()
         if priority is not None:
             fields[b"priority"] = b"%d" % Priority(priority)
-        self.constant = packed_fields(fields)
-        self.count = 2 * len(fields)
         self.claim = claim_of(priority, recipient, source)
-        self.xadd = b"$4\r\nXADD\r\n" + bulk(stream.encode()) + b"$1\r\n*\r\n" + self.constant
+        self._constant = packed_fields(fields)
+        self._count = 2 * len(fields) + 8
+        self._templates: dict[tuple[bytes, ...], tuple[int, bytes]] = {}
 
     def fields(self, message_id: bytes, data: bytes, extra: Fields = NO_FIELDS) -> tuple[int, bytes]:
         """The number of field items and the packed items of one record, stamped now."""
-        varying = b"$2\r\nid\r\n$%d\r\n%b\r\n$4\r\ndata\r\n$%d\r\n%b\r\n$4\r\ntime\r\n$19\r\n%d\r\n$4\r\nmono\r\n" % (
-            len(message_id),
-            message_id,
-            len(data),
-            data,
-            time.time_ns(),
-        )
+        names = tuple(extra)
+        known = self._templates.get(names)
+        if known is None:
+            known = self._template(names)
+        count, template = known
         mono = b"%d" % boot_clock_ns()
+        head = (len(message_id), message_id, len(data), data, time.time_ns(), len(mono), mono)
         if extra:
-            return self.count + 8 + 2 * len(extra), b"%b%b%b%b" % (self.constant, varying, bulk(mono), packed_fields(extra))
-        return self.count + 8, b"%b%b$%d\r\n%b\r\n" % (self.constant, varying, len(mono), mono)
+            return count, template % (*head, *[part for value in extra.values() for part in (len(value), value)])
+        return count, template % head
 
     def item(self, message_id: bytes, data: bytes, extra: Fields = NO_FIELDS) -> tuple[int, bytes]:
         """One record as arguments of the append script: their number, and the packed arguments."""
@@ -105,7 +105,21 @@ class Route:
     def request(self, message_id: bytes, data: bytes, extra: Fields = NO_FIELDS) -> bytes:
         """One record as a whole XADD request, without deduplication."""
         count, fields = self.fields(message_id, data, extra)
-        return b"*%d\r\n$4\r\nXADD\r\n%b$1\r\n*\r\n%b" % (count + 3, bulk(self.stream.encode()), fields)
+        stream = self.stream.encode()
+        return b"*%d\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$1\r\n*\r\n%b" % (count + 3, len(stream), stream, fields)
+
+    def _template(self, names: tuple[bytes, ...]) -> tuple[int, bytes]:
+        """What is constant for a set of extra fields, with a place for each value that varies."""
+        value = b"$%d\r\n%b\r\n"
+        template = self._constant.replace(b"%", b"%%")
+        # 19 digits: nanoseconds of the wall clock from 2001 to 2286
+        template += b"$2\r\nid\r\n" + value + b"$4\r\ndata\r\n" + value
+        template += b"$4\r\ntime\r\n$19\r\n%019d\r\n$4\r\nmono\r\n" + value
+        template += b"".join(bulk(name) + value for name in names)
+        known = (self._count + 2 * len(names), template)
+        if len(self._templates) < MAX_TEMPLATES:
+            self._templates[names] = known
+        return known
 
 
 def claim_of(priority: int | None, recipient: str | None, source: str) -> bytes:

@@ -19,17 +19,21 @@ Redelivery = Literal["rerun", "report"]
 """What a second delivery means after a crash: run it again (idempotent work), or only report that nobody knows."""
 
 
-@dataclass(frozen=True, slots=True)
 class Reply:
     """A reply with something to say beyond its payload. ``type`` defaults to the request's type plus ``_response``."""
 
-    data: Any = None
-    kind: ReplyKind = ReplyKind.RESULT
-    type: str | None = None
+    __slots__ = ("data", "kind", "type")
+
+    def __init__(self, data: Any = None, kind: ReplyKind = ReplyKind.RESULT, type: str | None = None) -> None:
+        self.data = data
+        self.kind = kind
+        self.type = type
 
 
 class Progress(Reply):
     """A reply that is not the last one; ``yield`` it from an async generator."""
+
+    __slots__ = ()
 
     def __init__(self, data: Any = None, *, type: str | None = None) -> None:
         super().__init__(data, ReplyKind.PROGRESS, type)

@@ -48,10 +48,15 @@ class Reader:
         self._deliver = deliver
         self._delivered = delivered
         self._unblock = unblock
+        self._loop = asyncio.get_running_loop()
         self._block = int(options.block * 1000)
         self._checkpoints: dict[Priority, bytes] = {}
+        self._pair = tuple(streams)
         self._reading: frozenset[Priority] = frozenset()
+        self._shape = (0, 0, "")
+        self._request = b""
         self._armed = False
+        self._parked = False
         self._stopping = False
         self._stopped = asyncio.Event()
         self.lane = Lane(
@@ -64,14 +69,24 @@ class Reader:
             patience=options.block + options.patience,
         )
 
+    def go_on(self) -> None:
+        """The workers have nothing left to start: read again, in one write with what was settled on this connection."""
+        connection = self.lane.connection
+        if not self._armed and connection is not None:
+            self._arm()
+            connection.flush()  # also where there is no room for another read, or no reason
+
     def credit(self) -> None:
         """Records have started: read levels again that had no room."""
         if self._stopping or self.lane.connection is None:
             return
-        if not self._armed:
+        if self._parked:
             self._arm()
-        elif any(level not in self._reading and self._room(level) > 0 for level in self._streams):
-            self._reading = frozenset(self._streams)  # ask once
+        elif self._armed and len(self._reading) < len(self._pair) and any(
+            level not in self._reading and self._room(level) > 0 for level in self._pair
+        ):
+            self._reading = frozenset(self._pair)  # ask once
+            self._shape = (0, 0, "")
             self._unblock(self.lane.client_id)
 
     async def stop(self, *, timeout: float) -> None:
@@ -90,20 +105,27 @@ class Reader:
         connection = self.lane.connection
         if self._stopping or connection is None or self._armed:
             return
-        rooms = {level: self._room(level) for level in self._streams}
-        levels = [level for level, room in rooms.items() if room > 0]
-        if not levels:
+        upper, lower = self._pair
+        shape = (self._room(upper), self._room(lower), self._consumer())
+        if shape != self._shape:
+            self._prepare_request(*shape)
+        self._parked = not self._reading
+        if self._parked:
             return  # credit() arms again
-        self._reading = frozenset(levels)
         self._armed = True
-        streams = [self._streams[level] for level in levels]
-        count = min(rooms[level] for level in levels)
-        request = (
-            *("XREADGROUP", "GROUP", GROUP, self._consumer(), "COUNT", count, "BLOCK", self._block, "STREAMS"),
-            *streams,
-            *(">" for _ in streams),
-        )
-        connection.send(pack(request), self._on_reply)
+        connection.send(self._request, self._on_reply, more=True)
+        connection.flush()
+
+    def _prepare_request(self, upper_room: int, lower_room: int, consumer: str) -> None:
+        rooms = dict(zip(self._pair, (upper_room, lower_room), strict=True))
+        levels = [level for level, room in rooms.items() if room > 0]
+        self._reading = frozenset(levels)
+        self._shape = (upper_room, lower_room, consumer)
+        if levels:
+            streams = [self._streams[level] for level in levels]
+            count = min(rooms[level] for level in levels)
+            head = ("XREADGROUP", "GROUP", GROUP, consumer, "COUNT", count, "BLOCK", self._block, "STREAMS")
+            self._request = pack((*head, *streams, *(">" for _ in streams)))
 
     def _on_reply(self, reply: Any) -> None:
         self._armed = False
@@ -118,7 +140,18 @@ class Reader:
         if self._stopping:
             self._stopped.set()
         else:
-            self._arm()
+            # The workers run first: what a short handler settled leaves in one write with the next read (``go_on``).
+            self._loop.call_soon(self._arm)
+
+    @property
+    def streams(self) -> list[str]:
+        """The streams that it reads."""
+        return list(self._streams.values())
+
+    @property
+    def free_connection(self) -> Connection | None:
+        """The connection, while no read is under way on it."""
+        return None if self._armed else self.lane.connection
 
     def _hand_over(self, reply: Any, *, found: bool) -> int:
         count = 0

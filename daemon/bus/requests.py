@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
 from petalbus.daemon.bus.connection import Connection, ServerError, pack
-from petalbus.daemon.bus.errors import OutcomeUnknown, ReplyError, RequestCancelled
+from petalbus.daemon.bus.errors import OutcomeUnknown, ReplyError, RequestCancelled, RequestTimeout
 from petalbus.daemon.bus.keys import Keys
 from petalbus.daemon.bus.lane import Lane
 from petalbus.daemon.bus.options import BusOptions
@@ -24,18 +25,21 @@ from petalbus.schemas.vocabulary import ReplyKind
 
 log = logging.getLogger("petalbus.bus")
 
+EXPIRY = 0.05
+"""Seconds between two looks at requests whose time may be up."""
+
 OnProgress = Callable[[Record], None]
 
 
 class Waiting:
-    """One request that waits: its future, who wants to hear of progress, and its timer."""
+    """One request that waits: its future, who wants to hear of progress, and the monotonic time at which it gives up."""
 
-    __slots__ = ("future", "on_progress", "timer")
+    __slots__ = ("end", "future", "on_progress")
 
-    def __init__(self, future: asyncio.Future[Record], on_progress: OnProgress | None) -> None:
+    def __init__(self, future: asyncio.Future[Record], on_progress: OnProgress | None, end: float) -> None:
         self.future = future
         self.on_progress = on_progress
-        self.timer: asyncio.TimerHandle | None = None
+        self.end = end
 
 
 class ReplyLane:
@@ -50,8 +54,12 @@ class ReplyLane:
         self._on_cancel = on_cancel
         self._streams = {keys.replies(app).encode(): b"", keys.control(app).encode(): b""}
         self._replies = keys.replies(app)
+        self._name = self._replies.encode()
         self._block = int(options.block * 1000)
         self._loop = asyncio.get_running_loop()
+        self._armed = False
+        self._expiry: asyncio.TimerHandle | None = None
+        self.always = False
         self.waiting: dict[str, Waiting] = {}
         self.lane = Lane(
             f"{app}-replies",
@@ -62,18 +70,52 @@ class ReplyLane:
             patience=options.block + options.patience,
         )
 
-    def expect(self, message_id: str, on_progress: OnProgress | None) -> Waiting:
-        """Wait for the replies to a message that is about to be sent. Raises ValueError when it is waited for already."""
+    def expect(self, message_id: str, on_progress: OnProgress | None, timeout: float) -> Waiting:
+        """Wait for the replies to a message that is about to be sent. Raises ValueError when it is waited for already.
+
+        After ``timeout`` seconds, give or take EXPIRY, the future raises RequestTimeout.
+        """
         if message_id in self.waiting:
             raise ValueError(f"request {message_id!r} is waiting for its reply already")
-        waiting = self.waiting[message_id] = Waiting(self._loop.create_future(), on_progress)
+        end = time.monotonic() + timeout
+        waiting = self.waiting[message_id] = Waiting(self._loop.create_future(), on_progress, end)
+        if self._expiry is None:
+            self._expiry = self._loop.call_later(min(timeout, EXPIRY), self._expire)
         return waiting
+
+    def _expire(self) -> None:
+        # one timer for all: a timer of its own would cost every request more than its deadline is worth
+        now = time.monotonic()
+        left = EXPIRY
+        for message_id, waiting in self.waiting.items():
+            if waiting.future.done():
+                continue
+            if waiting.end <= now:
+                waiting.future.set_exception(RequestTimeout("no reply in time", message_id=message_id))
+            else:
+                left = min(left, waiting.end - now)
+        self._expiry = self._loop.call_later(left, self._expire) if self.waiting else None
+
+    @property
+    def free_connection(self) -> Connection | None:
+        """The connection, while no read is under way on it."""
+        return None if self._armed else self.lane.connection
+
+    def arm(self) -> None:
+        """Read the next replies. Without a consumer in this process nobody reads while nobody waits."""
+        connection = self.lane.connection
+        if connection is None or self._armed or not (self.waiting or self.always):
+            return
+        self._armed = True
+        # only a consumer can be asked to cancel something
+        streams = self._streams if self.always else {self._name: self._streams[self._name]}
+        request = ("XREAD", "COUNT", 256, "BLOCK", self._block, "STREAMS", *streams.keys(), *streams.values())
+        connection.send(pack(request), self._on_reply, more=True)
+        connection.flush()
 
     def forget(self, message_id: str) -> None:
         """Stop waiting."""
-        waiting = self.waiting.pop(message_id, None)
-        if waiting is not None and waiting.timer is not None:
-            waiting.timer.cancel()
+        self.waiting.pop(message_id, None)
 
     async def find(self, message_id: str) -> Record | None:
         """The final reply to a message that was settled earlier, if it is still kept."""
@@ -110,32 +152,29 @@ class ReplyLane:
                 rows = await connection.call("XREVRANGE", stream, "+", "-", "COUNT", 1)
                 self._streams[stream] = rows[0][0] if rows else b"0-0"
 
-    def _on_live(self, connection: Connection) -> None:
-        self._arm(connection)
+    def _on_live(self, _connection: Connection) -> None:
+        self._armed = False
+        self.arm()
         if self.waiting:
             asyncio.create_task(self._reconcile(), name="petalbus-reconcile")
 
-    def _arm(self, connection: Connection) -> None:
-        names = self._streams.keys()
-        request = ("XREAD", "COUNT", 256, "BLOCK", self._block, "STREAMS", *names, *self._streams.values())
-        connection.send(pack(request), self._on_reply)
-
     def _on_reply(self, reply: Any) -> None:
+        self._armed = False
         if isinstance(reply, OutcomeUnknown):
             return
         if isinstance(reply, ServerError):
             self.lane.restart(reply)
             return
         for stream, entries in reply or ():
-            control = stream != self._replies.encode()
+            control = stream != self._name
             for entry, fields in entries:
                 if control:
                     self._on_cancel(fields[1].decode("ascii", "replace"))
                 else:
                     self._take_entry(entry, fields)
             self._streams[stream] = entries[-1][0]
-        if self.lane.connection is not None:
-            self._arm(self.lane.connection)
+        if self.always or self.waiting:
+            self._loop.call_soon(self.arm)
 
     def _take_entry(self, entry: bytes, fields: list[bytes]) -> None:
         try:

@@ -19,7 +19,7 @@ from petalbus.daemon.bus.settle import CANCELLED, COMPLETED, FAILED, PROCESSING,
 from petalbus.daemon.bus.work import Work
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.payloads import validate_payload
-from petalbus.schemas.record import JSON_TYPE, Record
+from petalbus.schemas.record import Record
 from petalbus.schemas.stamps import boot_clock_ns
 from petalbus.schemas.vocabulary import ReplyKind
 
@@ -93,7 +93,7 @@ class Runner:
         if handler is None:
             self._bury(work, "no handler", f"nobody handles type {record.type!r} here", "NO_HANDLER")
             return
-        if not self._payload_fits(work, record):
+        if record.content_type is None and not self._payload_fits(work, record):
             return
         if (handler.redelivery == "report" or work.suspect) and not await self.begin(work):
             self._dropped(work)
@@ -204,8 +204,8 @@ class Runner:
 
     def _payload_fits(self, work: Work, record: Record) -> bool:
         try:
-            if record.content_type is None or record.content_type == JSON_TYPE:
-                validate_payload(record.type, record.body)
+            # decoded and checked in one go: the handler's ``record.data`` finds it there
+            record.__dict__["data"] = validate_payload(record.type, record.raw if record.encoding is None else record.body)
         except RecordInvalid as error:
             self._bury(work, "invalid", str(error), "INVALID_PAYLOAD")
             return False

@@ -28,6 +28,7 @@ class Schedulable(Protocol):
 T = TypeVar("T", bound=Schedulable)
 
 _ORDINARY: Final = (Priority.HIGH, Priority.NORMAL, Priority.LOW)
+MAX_IDLE_LANES: Final = 256
 _OLDER: Final = -(1 << 62)
 
 
@@ -79,7 +80,13 @@ class Scheduler(Generic[T]):
     @property
     def ready(self) -> bool:
         """True when some record could start now (its type's limit not considered)."""
-        return any(level.ready for level in self._levels.values())
+        levels = self._levels
+        return bool(
+            levels[Priority.NORMAL].ready
+            or levels[Priority.HIGH].ready
+            or levels[Priority.LOW].ready
+            or levels[Priority.CRITICAL].ready
+        )
 
     def __len__(self) -> int:
         return sum(level.waiting for level in self._levels.values())
@@ -114,10 +121,11 @@ class Scheduler(Generic[T]):
         if critical_only:
             return None
         for level in self._order():
-            item = self._take(level)
-            if item is not None:
-                self._account(level)
-                return item
+            if self._levels[level].ready:
+                item = self._take(level)
+                if item is not None:
+                    self._account(level)
+                    return item
         return None
 
     def done(self, item: T) -> None:
@@ -127,7 +135,7 @@ class Scheduler(Generic[T]):
         lane.busy = False
         if lane.items:
             heapq.heappush(level.ready, (lane.items[0][0], lane.key))
-        else:
+        elif len(level.lanes) > MAX_IDLE_LANES:
             del level.lanes[item.lane]
         if item.level is not Priority.CRITICAL:
             self._release(item.kind)
@@ -142,8 +150,6 @@ class Scheduler(Generic[T]):
             if waiting is item:
                 del lane.items[index]
                 level.waiting -= 1
-                if not lane.items and not lane.busy:
-                    del level.lanes[item.lane]
                 return True
         return False
 

@@ -24,7 +24,10 @@ def load(name: str) -> Script:
     return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
 
 
-NAMES = ("append", "commit", "begin", "tell", "takeover", "retire", "cancel", "requeue", "redead")
+NAMES = (
+    *("append", "commit", "begin", "tell", "takeover", "retire", "cancel", "requeue", "redead"),
+    *("adopt", "discard", "trim", "rotate", "boot", "attend", "forget", "inject"),
+)
 
 
 def all_scripts() -> list[Script]:

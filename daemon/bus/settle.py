@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from petalbus.daemon.bus.connection import pack
+from petalbus.daemon.bus.connection import Connection, pack
 from petalbus.daemon.bus.envelope import NO_FIELDS, Fields, Route, bulk
 from petalbus.daemon.bus.keys import GROUP, Keys
 from petalbus.daemon.bus.options import BusOptions
@@ -23,6 +23,7 @@ from petalbus.schemas.vocabulary import ReplyKind
 
 log = logging.getLogger("petalbus.bus")
 
+MAX_HEADS: Final = 1024
 COMPLETED: Final = b"c"
 FAILED: Final = b"f"
 TIMEOUT: Final = b"t"
@@ -57,6 +58,7 @@ class Committer:
         options: BusOptions,
         settled: Callable[[Work], None],
         fenced: Callable[[str], None],
+        free_connection: Callable[[str], Connection | None],
     ) -> None:
         self._app = app
         self._outbox = outbox
@@ -64,11 +66,13 @@ class Committer:
         self._options = options
         self._settled = settled
         self._fenced = fenced
+        self._free_connection = free_connection
         self._entries: dict[tuple[str, str], list[_Entry]] = {}
         self._unconfirmed = 0
         self._confirmed: asyncio.Event = asyncio.Event()
         self._routes: dict[tuple[str, str], Route] = {}
         self._sha = load("commit").sha
+        self._heads: dict[tuple[str, ...], bytes] = {}
         self.counts: dict[bytes, int] = {}
 
     def settle(self, work: Work, state: bytes, outputs: list[Output]) -> None:
@@ -78,7 +82,7 @@ class Committer:
         entries = self._entries.get((work.stream, work.owner))
         if entries is None:
             entries = self._entries[(work.stream, work.owner)] = []
-            self._outbox.at_tick_end(self._flush)
+            self._outbox.at_tick_end(self.flush)
         entries.append(_Entry(work, state, outputs))
 
     def reply(self, work: Work, kind: ReplyKind, data: bytes, *, record_type: str | None, extra: Fields = NO_FIELDS) -> Output:
@@ -118,13 +122,16 @@ class Committer:
         fields = [*work.fields, *(part for note in notes.items() for part in note)]
         return Output(self._keys.dead(self._app), self._options.keep_dead, len(fields), b"".join(map(bulk, fields)))
 
-    def _flush(self) -> None:
+    def flush(self, *, more: bool = False) -> None:
+        """Send what was settled so far. ``more``: the next read follows on the same connections, for one write."""
+        if not self._entries:
+            return
         batches, self._entries = self._entries, {}
         for (stream, owner), entries in batches.items():
             for start in range(0, len(entries), 64):
-                self._send(stream, owner, entries[start : start + 64])
+                self._send(stream, owner, entries[start : start + 64], more=more)
 
-    def _send(self, stream: str, owner: str, entries: list[_Entry]) -> None:
+    def _send(self, stream: str, owner: str, entries: list[_Entry], *, more: bool) -> None:
         keys = [stream, self._keys.ids, self._keys.fenced]
         index: dict[str, bytes] = {}
         arguments = 0
@@ -144,10 +151,19 @@ class Committer:
                     position = index[target] = bulk(b"%d" % len(keys))
                 chunks.append(b"%b%b%b%b" % (position, bulk(b"%d" % keep), bulk(b"%d" % items), packed))
                 arguments += 3 + items
-        head = pack((b"EVALSHA", self._sha, len(keys), *keys, GROUP, owner, len(entries)))
-        size = head.index(b"\r\n")
-        packed_call = b"*%d%b%b" % (int(head[1:size]) + arguments, head[size:], b"".join(chunks))
-        self._outbox.submit(packed_call, lambda reply: self._answered(reply, owner, entries))
+        head = self._heads.get((owner, *keys))
+        if head is None:
+            head = b"".join(map(bulk, (b"EVALSHA", self._sha.encode(), b"%d" % len(keys), *(k.encode() for k in keys))))
+            head += bulk(GROUP.encode()) + bulk(owner.encode())
+            if len(self._heads) > MAX_HEADS:
+                self._heads.clear()
+            self._heads[(owner, *keys)] = head
+        arguments += 6 + len(keys)
+        packed_call = b"*%d\r\n%b%b%b" % (arguments, head, bulk(b"%d" % len(entries)), b"".join(chunks))
+        via = self._free_connection(stream)
+        self._outbox.submit(packed_call, lambda reply: self._answered(reply, owner, entries), via=via)
+        if via is not None and not more:
+            via.flush()
 
     def _answered(self, reply: Any, owner: str, entries: list[_Entry]) -> None:
         if reply == b"FENCED":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
 from typing import Final
 
 from petalbus.daemon.bus.envelope import claim_of
@@ -67,7 +68,7 @@ class Work:
             self.message_id = record.id.encode()
             self.lane = record.key or record.source
             self.kind = record.type
-            self.claim = claim_of(level, app, record.source)
+            self.claim = _claim(level, app, record.source)
 
     @property
     def order(self) -> tuple[int, int]:
@@ -78,6 +79,11 @@ class Work:
     def outcome(self, state: bytes) -> bytes:
         """What the id window remembers of the message in this state."""
         return b"%b%b%b" % (state, self.entry, self.claim)
+
+
+@lru_cache(maxsize=1024)
+def _claim(level: Priority, app: str, source: str) -> bytes:
+    return claim_of(level, app, source)
 
 
 def _field(fields: list[bytes], name: bytes) -> bytes | None:

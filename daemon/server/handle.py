@@ -143,7 +143,7 @@ class ServerHandle:
         async with client(unix_url(self.state.socket), timeout=_ANSWER_SECONDS) as redis:
             try:
                 # Without a snapshot: the append-only file is the store, and is synced at exit in any case.
-                await redis.execute_command("SHUTDOWN", "NOSAVE", "NOW")  # type: ignore[no-untyped-call]
+                await redis.execute_command("SHUTDOWN", "NOSAVE", "NOW")  # type: ignore[no-untyped-call]  # redis-py does not type it
             except RedisTimeoutError:
                 _log.warning("server process %d does not answer SHUTDOWN", self.pid)
             except RedisConnectionError:  # the answer to a SHUTDOWN that worked: the connection ends

@@ -8,12 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from petalbus.schemas.stamps import BOOT_ID
+
+_ENDED: Final = frozenset({"", "Z", "X"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +31,18 @@ class ProcessIdentity:
     @classmethod
     def of(cls, pid: int) -> ProcessIdentity | None:
         """The identity of the process that has this id now; ``None`` if there is none, or it is only a zombie."""
-        started = _start_ticks(pid)
-        return None if started is None else cls(pid, started, BOOT_ID)
+        state, started = _look(pid)
+        return None if state in _ENDED else cls(pid, started, BOOT_ID)
 
     def alive(self) -> bool:
         """Whether exactly this process runs (a zombie does not)."""
-        return self.boot_id == BOOT_ID and _start_ticks(self.pid) == self.started
+        state, started = _look(self.pid)
+        return state not in _ENDED and self._is(started)
 
     def signal(self, number: signal.Signals) -> bool:
         """Send it a signal; ``False`` if it has ended. Never reaches another process that got the same id later."""
         with self._handle() as handle:
-            if handle is None:
+            if handle is None or not self.alive():
                 return False
             try:
                 signal.pidfd_send_signal(handle, number)
@@ -46,9 +51,12 @@ class ProcessIdentity:
             return True
 
     async def gone(self, timeout: float | None = None) -> bool:
-        """Wait until it has ended, at most ``timeout`` seconds (monotonic); ``False`` if it still runs then."""
+        """Wait until it has ended with all its threads, so that all its files are closed and its locks free.
+
+        At most ``timeout`` seconds (monotonic); ``False`` if it still runs then.
+        """
         with self._handle() as handle:
-            if handle is None:
+            if handle is None or _readable(handle):
                 return True
             loop = asyncio.get_running_loop()
             ended = asyncio.Event()
@@ -64,7 +72,7 @@ class ProcessIdentity:
 
     @contextlib.contextmanager
     def _handle(self) -> Iterator[int | None]:
-        """A pidfd of exactly this process; ``None`` if it has ended."""
+        """A pidfd of exactly this process; ``None`` if there is nothing left of it."""
         try:
             handle = os.pidfd_open(self.pid)
         except ProcessLookupError:
@@ -72,9 +80,13 @@ class ProcessIdentity:
             return
         try:
             # The id was looked up after the handle was taken: if it is still the same process, so is the handle.
-            yield handle if self.alive() else None
+            # A zombie counts here: its first thread may have ended while others still hold its files open.
+            yield handle if self._is(_look(self.pid)[1]) else None
         finally:
             os.close(handle)
+
+    def _is(self, started: int) -> bool:
+        return started == self.started and self.boot_id == BOOT_ID
 
 
 def holders(path: Path) -> list[ProcessIdentity]:
@@ -104,10 +116,17 @@ def _has_open(pid: str, wanted: os.stat_result) -> bool:
     return False
 
 
-def _start_ticks(pid: int) -> int | None:
+def _readable(handle: int) -> bool:
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _look(pid: int) -> tuple[str, int]:
+    """State letter and start (clock ticks since boot) of a process; ``("", 0)`` if there is none."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return None
+        return "", 0
     state, *fields = text.rpartition(")")[2].split()  # the program's name, in brackets, may contain anything
-    return None if state in {"Z", "X"} else int(fields[18])
+    return state, int(fields[18])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -45,6 +45,8 @@ class CommandTimes:
     """For everything, however much progress is reported."""
     repeat: float = 0.5
     """Between two sendings of an idempotent command."""
+    confirm: float = 3.0
+    """After a doubtful acknowledgement: for a heartbeat that confirms it."""
     doubt: float = 10.0
     """After an unanswered command: how long its late acknowledgement may still turn up."""
 
@@ -146,11 +148,18 @@ class CommandClient:
         the caller may go on to iterate: it is repeated, and further acknowledgements are given, until the time is up.
         """
         key = (target.system, target.component, command.number)
+        last: Ack | None = None
         async with self._turn(key, command) as waiter:
             if check is not None:
                 check()
-            async for ack in self._exchange(command, target, waiter):
-                yield ack
+            async with aclosing(self._exchange(command, target, waiter)) as acks:
+                async for ack in acks:
+                    if ack.final and not (ack.doubtful and command.idempotent):
+                        last = ack
+                        break
+                    yield ack
+        if last is not None:
+            yield last  # only now, when the turn is given up: who iterates may take his time
 
     @asynccontextmanager
     async def _turn(self, key: _Key, command: Command) -> AsyncIterator[_Waiter]:
@@ -204,8 +213,6 @@ class CommandClient:
             elif not item.doubtful:
                 self._doubt.pop(key, None)
             yield item
-            if item.final and not (item.doubtful and command.idempotent):
-                return
 
     def _transmit(self, command: Command, target: Target, confirmation: int) -> int:
         params = [*command.params, *([0.0] * 7)][:7]

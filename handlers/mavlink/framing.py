@@ -165,7 +165,7 @@ class Framer:
         shows that an incomplete frame before it is damage: what lies behind it is not kept waiting.
         """
         frames = self.feed(data)
-        if self._tail and self._ends_with_frame(self._tail):
+        if self._tail and self._holds_frame(self._tail, at_end=True):
             frames += self.flush()
         return frames
 
@@ -210,7 +210,7 @@ class Framer:
         received = raw[end] | raw[end + 1] << 8
         extra = self._extras.get(msgid)
         if extra is None:
-            if not self._unknown_holds(msgid, key, implied_extra(state, received)):
+            if not self._unknown_holds(raw, msgid, key, implied_extra(state, received)):
                 return None
             self.counters.unknown += 1
         elif (state >> 8) ^ CRC_TABLE[(state ^ extra) & 0xFF] != received:
@@ -224,11 +224,11 @@ class Framer:
             self._track(sender, key, seq)
         return Frame(raw, msgid)
 
-    def _unknown_holds(self, msgid: int, key: int, extra: int | None) -> bool:
+    def _unknown_holds(self, raw: bytes, msgid: int, key: int, extra: int | None) -> bool:
         """Whether to believe a frame of an unknown message whose checksum implies the CRC extra byte ``extra``.
 
-        Two equal sightings settle a message's byte. Until then it counts when its sender is known (or nobody is yet):
-        a stretch of noise that looks like a frame would otherwise pass once in 256 times.
+        Two equal sightings settle a message's byte. Until then a stretch of noise that looks like a frame would pass
+        once in 256 times; so its sender must be known (or nobody yet), and no surer frame may lie inside.
         """
         if extra is None:
             return False
@@ -238,7 +238,9 @@ class Framer:
         if known < 0 and len(self._unknown) >= _MAX_UNKNOWN:
             del self._unknown[next(iter(self._unknown))]
         self._unknown[msgid] = (extra, known == extra)
-        return known == extra or not self._senders or key in self._senders
+        if known == extra:
+            return True
+        return (not self._senders or key in self._senders) and not self._holds_frame(raw, at_end=False)
 
     def _track(self, sender: _Sender | None, key: int, seq: int) -> None:
         """Follow the sequence where it did not simply go on by one."""
@@ -264,12 +266,14 @@ class Framer:
             self.counters.crc_errors += 1
             self._damage_end = position + length
 
-    def _ends_with_frame(self, data: bytes) -> bool:
+    def _holds_frame(self, data: bytes, *, at_end: bool) -> bool:
+        """Whether an intact frame of a known message lies in ``data``, beyond its first byte."""
         size = len(data)
         for marker in _MARKER.finditer(data, 1):
             position = marker.start()
             length = _claimed_length(data, position, size)
-            if length > 0 and position + length == size and self._intact(data[position:]):
+            end = position + length
+            if length > 0 and (end == size or not at_end) and self._intact(data[position:end]):
                 return True
         return False
 

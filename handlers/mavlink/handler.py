@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from petalbus.daemon.bus.errors import BusError, HandlerError
 from petalbus.handlers.mavlink.commands import ACCEPTED, CommandTimes
 from petalbus.handlers.mavlink.decode import CONTENT_TYPE
-from petalbus.handlers.mavlink.errors import MavlinkError, OrderOvertaken
+from petalbus.handlers.mavlink.errors import MavlinkError, NotConnected, OrderOvertaken
 from petalbus.handlers.mavlink.framing import Frame
 from petalbus.handlers.mavlink.heartbeat import beat
 from petalbus.handlers.mavlink.link import Link
@@ -40,6 +40,7 @@ APP: Final = "vehicle"
 _MAX_WAITING: Final = 20_000
 _MAX_BATCH: Final = 512
 _COMPLAIN_EVERY_S: Final = 10.0
+_FIRST_HEARTBEAT_S: Final = 2.5
 
 
 class MavlinkHandler:
@@ -90,10 +91,10 @@ class MavlinkHandler:
         self._arrived = asyncio.Event()
         self._complained = float("-inf")
         self._stack = AsyncExitStack()
+        self._opened = 0.0
+        self._stopping = False
 
     async def __aenter__(self) -> Self:
-        self._bus.on("command", redelivery="report", concurrency=None)(self._on_command)
-        self._bus.on("emergency_command", redelivery="report", concurrency=None)(self._on_emergency)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.link)
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
@@ -103,11 +104,16 @@ class MavlinkHandler:
             ]
             stack.callback(lambda: [task.cancel() for task in running])
             self._stack = stack.pop_all()
+        self._opened = time.monotonic()
+        self._bus.on("command", redelivery="report", concurrency=None)(self._on_command)
+        self._bus.on("emergency_command", redelivery="report", concurrency=None)(self._on_emergency)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
+        # The handlers stay registered: a command that still comes in gets a clear refusal instead of a dead letter.
+        self._stopping = True
         return await self._stack.__aexit__(kind, error, trace)
 
     def _on_frames(self, frames: Sequence[Frame], mono_ns: int) -> None:
@@ -158,6 +164,7 @@ class MavlinkHandler:
 
     async def _carry_out(self, order: Order, record: Record, context: Context) -> dict[str, Any]:
         try:
+            await self._await_vehicle(record)
             async with aclosing(self.vehicle.run(order)) as steps:
                 async for step in steps:
                     told = self._told(order, step)
@@ -167,6 +174,16 @@ class MavlinkHandler:
         except MavlinkError as error:
             raise _as_reply(error, record.data) from error
         raise AssertionError(f"{order.verb} ended without a last step")
+
+    async def _await_vehicle(self, record: Record) -> None:
+        """Right after the start the first heartbeat is still to come: what waited in the inbox waits for it too."""
+        if self._stopping:
+            raise NotConnected("the MAVLink handler is stopping; nothing was sent")
+        grace = self._opened + _FIRST_HEARTBEAT_S - time.monotonic()
+        if self.vehicle.state is None and grace > 0:
+            await self.vehicle.wait_connected(grace)
+            if record.expired(boot_clock_ns()):
+                raise NotConnected("the deadline passed before a vehicle was heard; nothing was sent")
 
     def _told(self, order: Order, step: Step) -> dict[str, Any]:
         """A step as the payload of a reply."""

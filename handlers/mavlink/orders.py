@@ -61,10 +61,11 @@ def order_from_command(payload: Any, *, max_altitude: float = MAX_ALTITUDE_M) ->
     data = _object(payload, "data")
     verb = _choice(data, "command", {verb.value: verb for verb in Verb})
     named = _PARAMETERS[verb]
-    parameters = dict(_object(data.get("parameters", {}), "parameters"))
+    given = data.get("parameters")
+    parameters = {} if given is None else {k: v for k, v in _object(given, "parameters").items() if v is not None}
     places = {name: f"parameters.{name}" for name in parameters}
     for name in named:
-        if name in data and name not in parameters:
+        if data.get(name) is not None and name not in parameters:
             parameters[name] = data[name]
             places[name] = name
     unknown = sorted(parameters.keys() - set(named))

@@ -27,7 +27,6 @@ LOST_AFTER_S: Final = 4.0
 """Without a heartbeat for so long (monotonic) a vehicle counts as gone. They come once a second."""
 
 _FORGET_AFTER_S: Final = 30.0
-_CONFIRM_S: Final = 3.0
 _POSITION_S: Final = 2.0
 _POSITION_AGE_S: Final = 5.0
 
@@ -85,6 +84,10 @@ class VehicleState:
         """True while the motors may turn."""
         return bool(self.base_mode & _ARMED_FLAG)
 
+    def believe_armed(self, *, armed: bool) -> None:
+        """What an acknowledgement says already, up to a second before the next heartbeat does."""
+        self.base_mode = self.base_mode | _ARMED_FLAG if armed else self.base_mode & ~_ARMED_FLAG
+
 
 class Step(NamedTuple):
     """One acknowledgement on the way. ``last`` when it decides the order's outcome."""
@@ -129,6 +132,16 @@ class Vehicle:
     def connected(self) -> bool:
         """True when a heartbeat came lately."""
         return self.state is not None and self._clock() - self.state.heard < self._lost_after
+
+    async def wait_connected(self, timeout: float) -> bool:
+        """Wait until a vehicle is there, at most ``timeout`` seconds; False when there is none."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not self.connected:
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def on_frames(self, frames: Sequence[Frame]) -> None:
         """Look at what came; almost all frames are none of its business and cost a set look-up."""
@@ -252,13 +265,15 @@ class Vehicle:
                         f"{stage}: an acknowledgement came, but it may belong to an earlier command that was never "
                         f"answered, and the vehicle did not report to be {'armed' if armed else 'disarmed'}"
                     )
+                if step.ack.result == ACCEPTED:
+                    state.believe_armed(armed=armed)
                 yield step
 
     async def _becomes(self, state: VehicleState, *, armed: bool) -> bool:
         """Wait for a heartbeat that arrives from now on and says so."""
         since = state.heard
         try:
-            async with asyncio.timeout(_CONFIRM_S):
+            async with asyncio.timeout(self.client.times.confirm):
                 while state.heard == since or state.armed is not armed:
                     await self._changed.wait()
         except TimeoutError:
@@ -276,6 +291,8 @@ class Vehicle:
         async with aclosing(self.client.run(command, Target(state.system))) as acks:
             async for ack in acks:
                 if not ack.doubtful or not ack.final:
+                    if ack.result == ACCEPTED:
+                        state.believe_armed(armed=False)
                     yield Step("emergency_stop", ack, ack.final)
                 elif ack.result == ACCEPTED:
                     if accepted_at is None:

@@ -14,14 +14,15 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote, unquote
 
-from petalbus.schemas.convert.exchange import Exchange, JsonObject, WireFields, uncompressed
-from petalbus.schemas.convert.names import bus_app, bus_id, bus_type, time_ns, time_text
+from petalbus.schemas.convert.exchange import Exchange, JsonObject, WireFields
+from petalbus.schemas.convert.names import bus_app, bus_id, bus_type, time_ns, time_text, utf8
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.payloads import decode_json, encode_json
 from petalbus.schemas.record import JSON_TYPE, Record
+from petalbus.schemas.vocabulary import Priority
 
 MEDIA_TYPE: Final = "application/cloudevents+json"
 """Media type of the structured JSON mode."""
@@ -48,12 +49,18 @@ _OURS: Final = {
     "key": "partitionkey",
     "traceparent": "traceparent",
 }
+_FOREIGN: Final = frozenset({"partitionkey", "traceparent"})
 _CORE: Final = frozenset({"specversion", "id", "source", "type", "time", "datacontenttype", "data", "data_base64"})
+_DATA_MEMBERS: Final = ("data", "data_base64")
 _RECORD_NAMES: Final = frozenset((field.alias or name) for name, field in Record.model_fields.items()) | {
     "raw",
     "schema_version",
     KEPT,
 }
+# What stands in a header value as it is: printable ASCII but space, double quote and percent.
+_PLAIN_IN_HEADERS: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
+
+_ATTRIBUTE_NAME: Final = re.compile(r"[a-z0-9]+")
 _EXTENSION_NAME: Final = re.compile(r"[a-z0-9]{1,20}")
 _JSON_MEDIA: Final = re.compile(r"[^/;]+/(?:[^/;]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
 _TEXT_MEDIA: Final = re.compile(r"(?:text/[^/;]+|[^/;]+/(?:[^/;]+\+)?xml)\s*(?:;.*)?", re.IGNORECASE)
@@ -73,11 +80,11 @@ def to_record(
     """
     if not isinstance(event, dict):
         raise RecordInvalid("event", f"is {type(event).__name__}", limit="an object")
-    attributes = {name: value for name, value in event.items() if value is not None and name not in _DATA_MEMBERS}
+    attributes = {name: v for name, v in event.items() if v is not None and name not in (*_DATA_MEMBERS, _FORM)}
     body, form = _structured_body(event, attributes.get("datacontenttype"))
     exact = attributes.pop(_EXACT_DATA, None)
     if exact is not None:
-        body = _decode_base64(exact, _EXACT_DATA)
+        body = _exact_body(_decode_base64(exact, _EXACT_DATA), body)
     if form != _usual_form(attributes.get("datacontenttype"), body):
         attributes[_FORM] = form
     return _record(attributes, body, recipient=recipient, qualify=qualify, carry=carry)
@@ -88,8 +95,8 @@ def from_record(record: Record, *, carry: bool = True) -> JsonObject:
 
     Raises RecordInvalid when the payload is not what its content type says.
     """
-    attributes = _EXCHANGE.from_record(record, carry=carry)
     body = record.body
+    attributes = _EXCHANGE.from_record(record, carry=carry, render=lambda event: _with_form(event, body))
     form = attributes.pop(_FORM, None) or _usual_form(attributes.get("datacontenttype"), body)
     if form == "none":
         return attributes
@@ -105,14 +112,12 @@ def from_record(record: Record, *, carry: bool = True) -> JsonObject:
 
 def to_http(record: Record, *, carry: bool = True) -> tuple[dict[str, str], bytes]:
     """Binary mode: the headers (lower-case names) and the body. The body is the payload, byte for byte."""
-    attributes = _EXCHANGE.from_record(record, carry=carry)
-    attributes.pop(_FORM, None)
-    content_type = attributes.pop("datacontenttype", JSON_TYPE)
-    headers = {"content-type": content_type}
-    for name, value in attributes.items():
-        text = ("true" if value else "false") if isinstance(value, bool) else str(value)
-        headers[f"ce-{name}"] = quote(text, safe=_PLAIN_IN_HEADERS)
-    return headers, record.body
+    body = record.body
+    attributes = _EXCHANGE.from_record(record, carry=carry, render=lambda event: _as_text(event, body))
+    headers = {"content-type": attributes.pop("datacontenttype")}
+    empty = attributes.pop(_FORM, None) is not None
+    headers |= {f"ce-{name}": quote(value, safe=_PLAIN_IN_HEADERS) for name, value in attributes.items()}
+    return headers, b"" if empty else body
 
 
 def from_http(
@@ -132,18 +137,43 @@ def from_http(
         name = header.lower()
         if name == "content-type":
             attributes["datacontenttype"] = value
-        elif name.startswith("ce-"):
-            attributes[name[3:]] = unquote(value, errors="strict")
-    if not body:
+        elif name.startswith("ce-") and name[3:] != _FORM:
+            attributes[name[3:]] = _unquoted(name, value)
+    if not body and _empty_body(attributes.get("datacontenttype")):
         attributes[_FORM] = "none"
         body = b"{}"
     return _record(attributes, body, recipient=recipient, qualify=qualify, carry=carry)
 
 
-_DATA_MEMBERS: Final = ("data", "data_base64")
+def _with_form(attributes: JsonObject, body: bytes) -> JsonObject:
+    """The attributes, without a note about the data's form that these data cannot have, or have anyway."""
+    form, content_type = attributes.get(_FORM), attributes.get("datacontenttype")
+    usual = _usual_form(content_type, body)
+    fits = {"none": body == _empty_body(content_type), "base64": True, "text": usual != "json" and _is_text(body)}
+    if form == usual or not (isinstance(form, str) and fits.get(form, False)):
+        attributes.pop(_FORM, None)
+    return attributes
 
-# What stands in a header value as it is: printable ASCII but space, double quote and percent.
-_PLAIN_IN_HEADERS: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
+
+def _as_text(attributes: JsonObject, body: bytes) -> JsonObject:
+    """Attributes as headers can hold them: all text, the content type always there, no way of standing for the data."""
+    form = attributes.pop(_FORM, None)
+    texts = {name: _canonical(value) for name, value in attributes.items()}
+    texts.setdefault("datacontenttype", JSON_TYPE)
+    if form == "none" and body == _empty_body(texts["datacontenttype"]) != b"":
+        texts[_FORM] = form  # stands for the empty body
+    return texts
+
+
+def _canonical(value: object) -> str:
+    return ("true" if value else "false") if isinstance(value, bool) else str(value)
+
+
+def _unquoted(header: str, value: str) -> str:
+    try:
+        return unquote(value, errors="strict")
+    except UnicodeDecodeError:
+        raise RecordInvalid(header, "is not UTF-8 behind its percent signs") from None
 
 
 def _record(attributes: JsonObject, body: bytes, *, recipient: str | None, qualify: bool, carry: bool) -> Record:
@@ -151,37 +181,50 @@ def _record(attributes: JsonObject, body: bytes, *, recipient: str | None, quali
     if recipient is not None:
         given["recipient"] = recipient.encode()
     if qualify:
-        _read(attributes)  # id and source are there and are text
+        _check(attributes)
         given["id"] = bus_id(f"{attributes['source']}#{attributes['id']}").encode()
     return _EXCHANGE.to_record(attributes, given, carry=carry)
 
 
-def _read(attributes: JsonObject) -> WireFields:
+def _check(attributes: JsonObject) -> None:
     if attributes.get("specversion") != "1.0":
         raise RecordInvalid("specversion", f"is {attributes.get('specversion')!r}", limit="'1.0'")
     for name in ("id", "source", "type"):
         if not isinstance(attributes.get(name), str) or not attributes[name]:
             problem = "is not text, or empty" if name in attributes else "is missing"
             raise RecordInvalid(name, problem, limit="text of at least one character")
+    for name, value in attributes.items():
+        if _ATTRIBUTE_NAME.fullmatch(name) is None:
+            raise RecordInvalid(name, "is no attribute's name", limit="lower-case letters and digits")
+        if not isinstance(value, str | int):  # bool is an int
+            raise RecordInvalid(name, f"is {type(value).__name__}", limit="text, an integer or a boolean")
+    if not isinstance(attributes.get("datacontenttype", JSON_TYPE), str):
+        raise RecordInvalid("datacontenttype", "is not text", limit="a media type")
+
+
+def _read(attributes: JsonObject) -> WireFields:
+    _check(attributes)
     fields: WireFields = {
         "id": bus_id(attributes["id"]).encode(),
         "source": bus_app(attributes["source"]).encode(),
         "type": bus_type(attributes["type"]).encode(),
+        "priority": b"%d" % Priority.NORMAL,
     }
     sent = time_ns(attributes["time"]) if isinstance(attributes.get("time"), str) else None
     if sent is not None:
         fields["time"] = b"%d" % sent
     content_type = attributes.get("datacontenttype", JSON_TYPE)
-    if not isinstance(content_type, str):
-        raise RecordInvalid("datacontenttype", f"is {content_type!r}", limit="a media type")
     if content_type != JSON_TYPE:
-        fields["content_type"] = content_type.encode()
+        fields["content_type"] = utf8(content_type, under="datacontenttype")
     for name, attribute in _OURS.items():
-        if attribute in attributes:
-            fields[name] = _text(attribute, attributes[attribute]).encode()
+        value = attributes.get(attribute)
+        if attribute in _FOREIGN and not (isinstance(value, str) and len(value) <= 128):
+            continue  # somebody else's extension may say more than our field holds: then it is kept beside it
+        if value is not None:
+            fields[name] = utf8(str(int(value)) if isinstance(value, bool) else str(value), under=attribute)
     for name, value in attributes.items():
         if isinstance(value, str) and _becomes_field(name):
-            fields[name] = value.encode("utf-8", "replace")
+            fields[name] = utf8(value, under=name)
     return fields
 
 
@@ -216,14 +259,6 @@ def _becomes_field(name: str) -> bool:
     )
 
 
-def _text(attribute: str, value: object) -> str:
-    if isinstance(value, bool):
-        return "1" if value else "0"
-    if isinstance(value, str | int):
-        return str(value)
-    raise RecordInvalid(attribute, f"is {type(value).__name__}", limit="text or an integer")
-
-
 def _structured_body(event: JsonObject, content_type: object) -> tuple[bytes, str]:
     """The payload's bytes and how they stood in the event."""
     if event.get("data_base64") is not None:
@@ -231,12 +266,13 @@ def _structured_body(event: JsonObject, content_type: object) -> tuple[bytes, st
             raise RecordInvalid("data_base64", "stands beside data", limit="one of the two")
         return _decode_base64(event["data_base64"], "data_base64"), "base64"
     if "data" not in event:
-        return b"{}", "none"
+        return _empty_body(content_type), "none"
     if content_type is None or (isinstance(content_type, str) and _JSON_MEDIA.fullmatch(content_type)):
         return encode_json(event["data"]), "json"
     if not isinstance(event["data"], str):
-        raise RecordInvalid("data", f"is {type(event['data']).__name__} in {content_type!r}", limit="text, or data_base64")
-    return event["data"].encode(), "text"
+        problem = f"is {type(event['data']).__name__} in {content_type!r}"
+        raise RecordInvalid("data", problem, limit="text, or data_base64")
+    return utf8(event["data"], under="data"), "text"
 
 
 def _usual_form(content_type: object, body: bytes) -> str:
@@ -245,11 +281,27 @@ def _usual_form(content_type: object, body: bytes) -> str:
         return "json"
     if _TEXT_MEDIA.fullmatch(media) is None:
         return "base64"
+    return "text" if _is_text(body) else "base64"
+
+
+def _is_text(body: bytes) -> bool:
     try:
         body.decode()
     except UnicodeDecodeError:
-        return "base64"
-    return "text"
+        return False
+    return True
+
+
+def _exact_body(exact: bytes, body: bytes) -> bytes:
+    """The bytes as they were before somebody wrote the JSON anew; they must not say anything else."""
+    if encode_json(decode_json(exact, under=_EXACT_DATA)) != body:
+        raise RecordInvalid(_EXACT_DATA, "is not the same value as data", limit="base64 of the data's original bytes")
+    return exact
+
+
+def _empty_body(content_type: object) -> bytes:
+    """The payload of an event without data."""
+    return b"{}" if _usual_form(content_type, b"") == "json" else b""
 
 
 def _decode_base64(value: object, name: str) -> bytes:
@@ -264,7 +316,7 @@ _EXCHANGE: Final = Exchange(
     carries=CARRIED,
     read=_read,
     write=_write,
-    blamed={"content_type": "datacontenttype"} | {name: attribute for name, attribute in _OURS.items()},
+    blamed={"content_type": "datacontenttype"} | _OURS,
     carried_as_text=True,
     apart=frozenset({"data"}),
 )

@@ -12,7 +12,7 @@ from enum import IntEnum, StrEnum
 from typing import Any, Final
 
 from petalbus.schemas.convert.exchange import Exchange, JsonObject, WireFields
-from petalbus.schemas.convert.names import bus_id, ns_from_seconds, seconds_from_ns
+from petalbus.schemas.convert.names import bus_id, ns_from_seconds, seconds_from_ns, utf8
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.payloads import decode_json, encode_json
 from petalbus.schemas.record import JSON_TYPE, Record
@@ -141,7 +141,8 @@ def from_record(record: Record, *, carry: bool = True) -> CommunicationMessage:
     record. Raises RecordInvalid where the payload is not JSON and cannot be carried either.
     """
     if not carry and record.content_type not in (None, JSON_TYPE):
-        raise RecordInvalid("data", f"is {record.content_type}, which a message cannot hold", limit="JSON, or carry=True")
+        problem = f"is {record.content_type}, which a message cannot hold"
+        raise RecordInvalid("data", problem, limit="JSON, or carry=True")
     return CommunicationMessage.from_dict(_EXCHANGE.from_record(record, carry=carry))
 
 
@@ -150,14 +151,14 @@ def _read(members: JsonObject) -> WireFields:
     sent = ns_from_seconds(message.timestamp)
     fields: WireFields = {
         "id": bus_id(message.id).encode(),
-        "type": message.message_type.encode(),
-        "source": message.sender.encode(),
+        "type": utf8(message.message_type, under="message_type"),
+        "source": utf8(message.sender, under="sender"),
         "data": encode_json(message.payload, under="payload"),
         "priority": b"%d" % message.priority,
         "time": b"%d" % sent,
     }
     if message.recipient:
-        fields["recipient"] = message.recipient.encode()
+        fields["recipient"] = utf8(message.recipient, under="recipient")
     if message.reply_to is not None:
         fields["reply_to"] = bus_id(message.reply_to).encode()
         failed = message.payload.get("status") in _FAILED if isinstance(message.payload.get("status"), str) else False
@@ -213,7 +214,9 @@ def _check(message: CommunicationMessage) -> None:
 
 
 def _seconds(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value <= _LATEST
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and 0 <= value <= _LATEST
 
 
 _EXCHANGE: Final = Exchange(

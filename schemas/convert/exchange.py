@@ -57,17 +57,24 @@ class Exchange:
                 again = {name: value for name, value in again.items() if name != self.carries or name in message}
             kept = _difference(message, again)
             if kept:
-                fields[self.keeps] = encode_json(kept, under=self.keeps)
+                fields[self.keeps] = encode_json(kept, under=self.keeps, sort_keys=True)
                 record = self._checked(fields)
         return record
 
-    def from_record(self, record: Record, *, carry: bool) -> JsonObject:
-        """Build the message; without ``carry`` it says only what its own form can say."""
+    def from_record(
+        self, record: Record, *, carry: bool, render: Callable[[JsonObject], JsonObject] | None = None
+    ) -> JsonObject:
+        """Build the message; without ``carry`` it says only what its own form can say.
+
+        ``render`` puts the message's members into the shape of a transport that knows fewer kinds of values.
+        """
         record = uncompressed(record)
         message = self.write(record)
         kept = self._kept(record, message)
         if kept is not None:
             _apply(message, kept)
+        if render is not None:
+            message = render(message)
         if not carry:
             return message
         wanted = {name: value for name, value in wire(record).items() if name not in self.apart}
@@ -84,7 +91,7 @@ class Exchange:
     def _comes_back(self, message: JsonObject, wanted: WireFields) -> bool:
         """Whether the message alone already leads back to the record, kept field included."""
         try:
-            back = wire(self.to_record(message, {name: b"" for name in self.apart}, carry=True))
+            back = wire(self.to_record(message, dict.fromkeys(self.apart, b""), carry=True))
         except RecordInvalid:
             return False
         return {name: value for name, value in back.items() if name not in self.apart} == wanted
@@ -117,7 +124,7 @@ class Exchange:
 
     def _packed(self, carried: dict[str, Any]) -> Any:
         packed = {part: _pack(carried[part]) if part == "set" else carried[part] for part in carried}
-        return json.dumps(packed, separators=(",", ":")) if self.carried_as_text else packed
+        return json.dumps(packed, separators=(",", ":"), sort_keys=True) if self.carried_as_text else packed
 
     def _carried(self, message: JsonObject) -> dict[str, Any] | None:
         packed = message.get(self.carries)
@@ -126,7 +133,7 @@ class Exchange:
                 packed = orjson.loads(packed)
             except orjson.JSONDecodeError:
                 return None
-        if not _is_change(packed):
+        if not isinstance(packed, dict) or not _is_change(packed):
             return None
         try:
             unpacked = {part: _unpack(packed[part]) if part == "set" else packed[part] for part in packed}
@@ -156,7 +163,7 @@ def _difference(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> dict[str,
     different = {name: v for name, v in wanted.items() if name not in have or not _same(name, v, have[name])}
     if different:
         change["set"] = different
-    surplus = [name for name in have if name not in wanted]
+    surplus = sorted(name for name in have if name not in wanted)
     if surplus:
         change["drop"] = surplus
     return change
@@ -166,7 +173,7 @@ def _same(name: str, one: Any, other: Any) -> bool:
     # as JSON, because in Python 1 == 1.0 == True
     if isinstance(one, bytes) or isinstance(other, bytes):
         return bool(one == other)
-    return encode_json(one, under=name) == encode_json(other, under=name)
+    return encode_json(one, under=name, sort_keys=True) == encode_json(other, under=name, sort_keys=True)
 
 
 def _apply(target: dict[str, Any], change: Mapping[str, Any]) -> None:

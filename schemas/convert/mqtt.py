@@ -1,8 +1,8 @@
 """The MQTT envelopes of the cloud and the web client, and their way to records and back.
 
 Four shapes share one envelope: a command ``{messageId, command, timestamp, waitResponse, payload|data, ...}``, its
-acknowledgement ``{messageId, phase: "ack", ...}``, its response ``{messageId, phase: "result", timestamp, ...}`` and what
-is pushed to the web client, which looks like a command whose name begins with a slash.
+acknowledgement ``{messageId, phase: "ack", ...}``, its response ``{messageId, phase: "result", timestamp, ...}`` and
+what is pushed to the web client, which looks like a command whose name begins with a slash.
 
 In a record ``messageId`` is ``id`` (``reply_to`` of an answer), ``timestamp`` is ``time`` and ``waitResponse`` is
 ``wants_reply``; every other member stays in ``data``, under its own name.
@@ -19,7 +19,7 @@ from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.payloads import decode_json, encode_json
 from petalbus.schemas.record import JSON_TYPE, Record
 from petalbus.schemas.stamps import BOOT_ID
-from petalbus.schemas.vocabulary import ReplyKind
+from petalbus.schemas.vocabulary import Priority, ReplyKind
 
 CARRIED: Final = "petalbus"
 """The member of an envelope that carries what only a record has."""
@@ -99,7 +99,8 @@ def from_record(record: Record, *, carry: bool = True) -> JsonObject:
     record. Raises RecordInvalid where the payload is not JSON and cannot be carried either.
     """
     if not carry and record.content_type not in (None, JSON_TYPE):
-        raise RecordInvalid("data", f"is {record.content_type}, which an envelope cannot hold", limit="JSON, or carry=True")
+        problem = f"is {record.content_type}, which an envelope cannot hold"
+        raise RecordInvalid("data", problem, limit="JSON, or carry=True")
     return _EXCHANGE.from_record(record, carry=carry)
 
 
@@ -111,17 +112,22 @@ def _read(message: JsonObject) -> WireFields:
     if not isinstance(message_id, str) or not message_id:
         problem = "is missing" if "messageId" not in message else "is not text"
         raise RecordInvalid("messageId", problem, limit="the message's id")
-    taken = {"messageId", "timestamp", "waitResponse"} if envelope in _ASKING else {"messageId", "timestamp"}
+    taken = {"messageId", "timestamp", CARRIED} | ({"waitResponse"} if envelope in _ASKING else set())
     if message.get("phase") == _PHASES.get(envelope):
         taken.add("phase")
     data = encode_json({name: value for name, value in message.items() if name not in taken}, under="message")
-    fields: WireFields = {"type": envelope.encode(), "source": SOURCE.encode(), "data": data}
+    fields: WireFields = {
+        "type": envelope.encode(),
+        "source": SOURCE.encode(),
+        "data": data,
+        "priority": b"%d" % Priority.NORMAL,
+    }
     if envelope in _ASKING:
         fields["id"] = bus_id(message_id).encode()
         if message.get("waitResponse"):
             fields["wants_reply"] = b"1"
     else:
-        whole = encode_json(message, under="message")
+        whole = encode_json(message, under="message", sort_keys=True)
         fields["id"] = content_id(message_id, envelope.name.lower(), content=whole).encode()
         fields["reply_to"] = bus_id(message_id).encode()
         fields["kind"] = _reply_kind(envelope, message).encode()
@@ -163,10 +169,10 @@ def _write(record: Record) -> JsonObject:
     if envelope in _ASKING:
         if record.type != envelope or not isinstance(members.get("command"), str):
             members = {"command": _command_name(record, envelope, payload), "payload": payload}
-        asking = {"waitResponse": record.wants_reply}
-        return {"messageId": record.id} | timestamp | asking | _without(members, "messageId", "waitResponse")
-    phase = {"phase": _PHASES[envelope]}
-    return {"messageId": record.reply_to or record.id} | phase | timestamp | _without(members, "messageId")
+        head = {"messageId": record.id} | timestamp | {"waitResponse": record.wants_reply}
+        return _joined(head, members, "messageId", "waitResponse")
+    head = {"messageId": record.reply_to or record.id, "phase": _PHASES[envelope]} | timestamp
+    return _joined(head, members, "messageId")
 
 
 def _envelope_for(record: Record, payload: Any) -> Envelope:
@@ -187,8 +193,10 @@ def _command_name(record: Record, envelope: Envelope, payload: Any) -> str:
     return named if isinstance(named, str) else record.type
 
 
-def _without(members: JsonObject, *names: str) -> JsonObject:
-    return {name: value for name, value in members.items() if name not in (*names, CARRIED)}
+def _joined(head: JsonObject, members: JsonObject, *fixed: str) -> JsonObject:
+    """The head, then the members in their own order; the members win, but for the ``fixed`` ones."""
+    own = {name: value for name, value in members.items() if name not in (*fixed, CARRIED)}
+    return {name: value for name, value in head.items() if name not in own} | own
 
 
 _EXCHANGE: Final = Exchange(

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Final
 
+from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.vocabulary import APP_RULE, ID_RULE, MAX_ID_CHARS, MAX_NAME_CHARS, MAX_TYPE_CHARS, TYPE_RULE
 
 _NOT_IN_APP: Final = re.compile(r"[^A-Za-z0-9_.@/-]")
@@ -20,6 +21,14 @@ _RFC_3339: Final = re.compile(
     r"(?P<day>\d{4}-\d{2}-\d{2})[Tt ](?P<clock>\d{2}:\d{2}:\d{2})(?:[.,](?P<fraction>\d{1,9}))?"
     r"(?P<zone>[Zz]|[+-]\d{2}:?\d{2})?"
 )
+
+
+def utf8(text: str, *, under: str) -> bytes:
+    """UTF-8 of a text; raises RecordInvalid naming ``under`` where it holds half a surrogate pair."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise RecordInvalid(under, "holds half a surrogate pair", limit="text that UTF-8 can write") from None
 
 
 def bus_id(text: str) -> str:

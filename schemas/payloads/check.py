@@ -77,8 +77,8 @@ def prepare(record_type: str, data: Any, *, content_type: str | None = None) -> 
         if isinstance(data, BaseModel):
             data = data.model_dump(exclude_unset=True)
     if content_type is not None and content_type != JSON_TYPE:
-        kind = type(data).__name__
-        raise RecordInvalid("data", f"is {kind} but content_type is {content_type!r}", limit="bytes, or no content_type")
+        problem = f"is {type(data).__name__} but content_type is {content_type!r}"
+        raise RecordInvalid("data", problem, limit="bytes, or no content_type")
     body = encode_json(data)
     size = len(body)
     if size > MAX_PAYLOAD_BYTES:
@@ -95,14 +95,14 @@ def prepare(record_type: str, data: Any, *, content_type: str | None = None) -> 
     return body
 
 
-def encode_json(value: Any, *, under: str = "data") -> bytes:
-    """Write strict JSON; ``under`` is the name of the value in errors.
+def encode_json(value: Any, *, under: str = "data", sort_keys: bool = False) -> bytes:
+    """Write strict JSON; ``under`` is the name of the value in errors, ``sort_keys`` gives equal values equal bytes.
 
     Raises RecordInvalid naming the place of what is not JSON: NaN, Infinity, keys that are not text, integers beyond 64
     bits, foreign objects.
     """
     try:
-        body = orjson.dumps(value, option=_DUMP_OPTIONS)
+        body = orjson.dumps(value, option=_DUMP_OPTIONS | orjson.OPT_SORT_KEYS if sort_keys else _DUMP_OPTIONS)
     except TypeError as error:
         raise _fault(value, under, 0) or RecordInvalid(under, f"cannot become JSON: {error}") from None
     # orjson writes NaN and Infinity as null: only then is it worth a search
@@ -120,7 +120,8 @@ def decode_json(body: bytes | str, *, under: str = "data") -> Any:
         hint = ""
         if b"NaN" in text or b"Infinity" in text:
             hint = "; NaN and Infinity are no JSON values, send null instead"
-        raise RecordInvalid(under, f"is not JSON: {error}{hint}", limit="a JSON value, or another content_type") from None
+        problem = f"is not JSON: {error}{hint}"
+        raise RecordInvalid(under, problem, limit="a JSON value, or another content_type") from None
 
 
 def _prepare_bytes(record_type: str, body: bytes, content_type: str | None) -> bytes:
@@ -185,7 +186,7 @@ def _fault(value: Any, path: str, depth: int) -> RecordInvalid | None:
     return RecordInvalid(path, problem, limit=limit) if problem else None
 
 
-def _fault_within(value: Mapping[Any, Any] | list[Any] | tuple[Any, ...], path: str, depth: int) -> RecordInvalid | None:
+def _fault_within(value: Any, path: str, depth: int) -> RecordInvalid | None:
     if depth >= MAX_DEPTH:  # also where a value contains itself
         return RecordInvalid(path, "is nested too deeply", limit=f"at most {MAX_DEPTH} levels")
     for key, child in value.items() if isinstance(value, Mapping) else enumerate(value):
@@ -214,8 +215,8 @@ def _path(error: ErrorDetails, value: Any) -> str:
     parts = ["data"]
     place = error["loc"]
     for index, part in enumerate(place):
-        if isinstance(value, dict | list) and (part in value if isinstance(value, dict) else isinstance(part, int)):
-            value = value[part]
+        if (isinstance(value, dict) and part in value) or (isinstance(value, list | tuple) and isinstance(part, int)):
+            value = value[part]  # type: ignore[index]  # an index of a list, a key of a dict: checked just now
             parts.append(str(part))
         elif error["type"] == "missing" and index == len(place) - 1:
             parts.append(str(part))

@@ -24,7 +24,8 @@ def plain_validator(model: type[Payload]) -> Callable[[Any], Any]:
 
 def _as_typed_dict(model: type[Payload]) -> Any:
     members = {name: _member(field) for name, field in model.model_fields.items()}
-    form: Any = TypedDict(model.__name__, members, total=False)  # type: ignore[operator]  # made at run time
+    make: Any = TypedDict  # the type checker takes only literals; this one is made at run time
+    form = make(model.__name__, members, total=False)
     form.__pydantic_config__ = model.model_config
     return form
 

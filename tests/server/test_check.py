@@ -107,8 +107,9 @@ async def test_a_real_replica_is_refused(own_server: RealServer) -> None:
 
 async def test_a_real_cluster_node_is_refused(server_binary: ServerBinary) -> None:
     """Its slots may live elsewhere."""
+    extra = f"\ncluster-enabled yes\nport {free_port()}\ncluster-port {free_port()}\nbind 127.0.0.1\n"
     with (
-        running_server(server_binary, extra=f"\ncluster-enabled yes\nport {free_port()}\nbind 127.0.0.1\n") as node,
+        running_server(server_binary, extra=extra) as node,
         pytest.raises(ServerUnsuitable, match="is a cluster node"),
     ):
         await check_server(node.url)

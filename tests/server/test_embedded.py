@@ -111,8 +111,7 @@ async def test_kill_9_of_the_server_loses_nothing(binary: ServerBinary, data_dir
         acknowledged = []
         for round_ in range(3):
             client = plain_client(url)
-            for number in range(100):
-                acknowledged.append(await client.xadd("s", {"n": f"{round_}.{number}"}))
+            acknowledged += [await client.xadd("s", {"n": f"{round_}.{number}"}) for number in range(100)]
             killed = server.pid
             os.kill(killed or 0, signal.SIGKILL)
             pid = await asyncio.wait_for(restarted.get(), 10)

@@ -18,7 +18,7 @@ from support.procs import Child, Children
 from support.servers import SERVERS, kill_leftovers, plain_client, poll_until
 
 DAEMON = """
-import asyncio, sys
+import asyncio, sys, uvloop
 {preparation}
 from petalbus.daemon.server import EmbeddedServer
 
@@ -27,12 +27,15 @@ async def main():
         print("ready", server.pid, server.adopted, flush=True)
         await server.supervise()
 
-asyncio.run(main())
+with asyncio.Runner(loop_factory={loop}.new_event_loop) as runner:
+    runner.run(main())
 """
 
 
-async def start_daemon(children: Children, data: Path, preparation: str = "") -> tuple[Child, int]:
-    daemon = await children.code(DAEMON.format(preparation=preparation), str(data))
+async def start_daemon(
+    children: Children, data: Path, preparation: str = "", *, loop: str = "asyncio"
+) -> tuple[Child, int]:
+    daemon = await children.code(DAEMON.format(preparation=preparation, loop=loop), str(data))
     line = await daemon.line("ready")
     return daemon, int(line.split()[1])
 
@@ -67,9 +70,7 @@ async def test_the_server_outlives_a_killed_daemon_and_is_adopted(
     assert alive(pid)
     await put(data_dir, "between")
     # The second daemon's death is seen by a third: an adopted server is kept as well as one's own.
-    second, same = await start_daemon(
-        children, data_dir, "import uvloop; asyncio.run = uvloop.run" * (loop == "uvloop")
-    )
+    second, same = await start_daemon(children, data_dir, loop=loop)
     assert same == pid
     assert second.output[-1].endswith("True")
     second.kill()
@@ -151,7 +152,7 @@ async def test_a_daemon_killed_in_the_middle_of_a_start_leaves_nothing_unknown(
         "import os; from petalbus.daemon.server.handle import ServerState;"
         "ServerState.write = lambda self, paths: os.kill(os.getpid(), 9)"
     )
-    daemon = await children.code(DAEMON.format(preparation=preparation), str(data_dir))
+    daemon = await children.code(DAEMON.format(preparation=preparation, loop="asyncio"), str(data_dir))
     assert await daemon.wait() == -signal.SIGKILL
     paths = DataPaths.of(data_dir)
     assert not paths.server_state.exists()

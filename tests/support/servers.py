@@ -143,7 +143,8 @@ class RealServer:
     def close(self) -> None:
         """Kill it if it runs."""
         if self._process is not None:
-            self.kill()
+            self._process.kill()
+            self._reap()
 
     def command(self, *words: str | bytes | float) -> Any:
         """One command over a connection of its own, synchronously; bytes are returned as they came."""

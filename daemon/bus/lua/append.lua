@@ -1,20 +1,25 @@
 -- Append records to one stream, each id once.
 -- KEYS: stream, current id window, previous id window
--- ARGV: ids a window may hold, entries the stream may hold, number of records,
+-- ARGV: ids a window may hold and entries the stream may hold (0 and 0: not checked this time), number of records,
 --       then for each record: id, claim ("|priority|recipient|source"), number of field items, the items
 -- Returns one string a record: the new stream id, or what the window knows of the first one (begins with its state letter).
+-- The field '!before' of the current window says that there is a previous one: most of the time there is not.
 local stream, current, previous = KEYS[1], KEYS[2], KEYS[3]
-if redis.call('XLEN', stream) >= tonumber(ARGV[2]) then
-  return redis.error_reply('QUEUEFULL ' .. stream .. ' holds ' .. ARGV[2] .. ' entries')
-end
-if redis.call('HLEN', current) >= tonumber(ARGV[1]) then
-  redis.call('UNLINK', previous)
-  redis.call('RENAME', current, previous)
+if ARGV[2] ~= '0' then
+  if redis.call('XLEN', stream) >= tonumber(ARGV[2]) then
+    return redis.error_reply('QUEUEFULL ' .. stream .. ' holds ' .. ARGV[2] .. ' entries')
+  end
+  if redis.call('HLEN', current) >= tonumber(ARGV[1]) then
+    redis.call('UNLINK', previous)
+    redis.call('RENAME', current, previous)
+    redis.call('HSET', current, '!before', 1)
+  end
 end
 local results, at = {}, 4
 for record = 1, tonumber(ARGV[3]) do
   local id, last = ARGV[at], at + 2 + tonumber(ARGV[at + 2])
-  local known = redis.call('HGET', current, id) or redis.call('HGET', previous, id)
+  local seen = redis.call('HMGET', current, id, '!before')
+  local known = seen[1] or (seen[2] and redis.call('HGET', previous, id))
   if not known then
     known = redis.call('XADD', stream, '*', unpack(ARGV, at + 3, last))
     redis.call('HSET', current, id, 'q' .. known .. ARGV[at + 1])

@@ -1,0 +1,6 @@
+"""`python -m petalbus.daemon` is `petalbus`. Read on in cli/app.py (the commands) and runtime/daemon.py (`petalbus up`)."""
+
+from petalbus.daemon.cli import main
+
+if __name__ == "__main__":
+    main()

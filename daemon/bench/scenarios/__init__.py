@@ -1,0 +1,1 @@
+"""What is measured, one module each: who plays which part, and which figures come of it."""

@@ -1,0 +1,10 @@
+"""Every scenario, in the order in which a round plays them."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from petalbus.daemon.bench.scenarios import beside, drain, oneway, publish, request, stream
+from petalbus.daemon.bench.scenarios.base import Scenario
+
+SCENARIOS: tuple[Scenario, ...] = tuple(cast(Scenario, module) for module in (request, beside, oneway, stream, publish, drain))

@@ -1,0 +1,260 @@
+"""The settings of a bus: what they are, where each one came from, and a message that says which one is wrong.
+
+    command line  >  environment PETALBUS_<NAME>  >  <data>/petalbus.toml (or --config FILE)  >  default
+
+One name everywhere: ``mavlink_endpoint`` is ``PETALBUS_MAVLINK_ENDPOINT`` in the environment and ``--set
+mavlink_endpoint=...`` on the command line; in the file it may also be written as ``endpoint`` in a table ``[mavlink]``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from petalbus.daemon.paths import DataPaths
+from petalbus.daemon.server.config import MIN_MEMORY_MB
+from petalbus.daemon.server.probe import without_password
+from petalbus.schemas.vocabulary import APP_PATTERN
+
+PREFIX: Final = "PETALBUS_"
+FILE_NAME: Final = "petalbus.toml"
+_NOT_IN_FILE: Final = ("data", "config")
+_NOT_SETTINGS: Final = frozenset({"PETALBUS_TRACEBACK"})
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message names the setting, where it was given, and what would be right."""
+
+    code = "config"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Times are seconds, sizes are named by their unit."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=True)
+
+    data: Annotated[Path, Field(description="data directory: the bus's files, and how tools find it")]
+    config: Annotated[Path | None, Field(description=f"settings file; <data>/{FILE_NAME} when none is named")] = None
+    bus: Annotated[str, Field(pattern=APP_PATTERN, description="name of the bus: the prefix of all keys")] = "petalbus"
+    redis: Annotated[
+        str | None, Field(description="URL of an existing server, to use it in place of the embedded one")
+    ] = None
+    server: Annotated[
+        str | None, Field(description="program to run as the embedded server; the first one found when none is named")
+    ] = None
+    memory_mb: Annotated[
+        int, Field(ge=MIN_MEMORY_MB, le=1 << 20, description="memory ceiling of the embedded server (MiB)")
+    ] = 512
+    fsync: Annotated[
+        Literal["everysec", "always"],
+        Field(description="when the embedded server's file reaches the disk: a power cut loses up to 2 s, or nothing"),
+    ] = "everysec"
+    log_level: Annotated[LogLevel, Field(description="least severe log line that is shown")] = "info"
+    stop_timeout: Annotated[
+        float, Field(gt=0, le=300, description="how long each part may take to stop before it is left behind (s)")
+    ] = 10.0
+
+    mavlink_endpoint: Annotated[
+        str | None, Field(description="MAVLink endpoint of a real vehicle, such as udpin:0.0.0.0:14550")
+    ] = None
+    mavlink_source_system: Annotated[int, Field(ge=1, le=255, description="our MAVLink system id")] = 2
+    mavlink_source_component: Annotated[int, Field(ge=1, le=255, description="our MAVLink component id")] = 140
+    mavlink_target_system: Annotated[
+        int | None, Field(ge=1, le=255, description="the vehicle's system id; the first autopilot heard when not given")
+    ] = None
+    mavlink_dialect: Annotated[str, Field(min_length=1, description="pymavlink dialect")] = "all"
+    mavlink_heartbeat_hz: Annotated[float, Field(gt=0, le=50, description="heartbeats that we send, a second")] = 5.0
+    mavlink_max_altitude: Annotated[
+        float, Field(gt=0, le=10_000, description="highest takeoff altitude that is accepted (m)")
+    ] = 500.0
+
+    sim_enabled: Annotated[bool, Field(description="start a simulated vehicle and connect it")] = False
+    sim_autopilot: Annotated[
+        Literal["px4", "ardupilot"], Field(description="whose ways the simulated vehicle has")
+    ] = "px4"
+
+    @field_validator("data", "config")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return None if path is None else Path(os.path.realpath(path.expanduser()))
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003  # the signature is pydantic-settings'
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what ``load`` has merged: it reads the sources one by one, to know where each setting came from."""
+        return (init_settings,)
+
+
+NAMES: Final = tuple(Settings.model_fields)
+_EXAMPLES: Final[dict[str, Any]] = {
+    "redis": "redis://user:password@host:6379",
+    "server": "/usr/bin/redis-server",
+    "mavlink_endpoint": "udpin:0.0.0.0:14550",
+    "mavlink_target_system": 1,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The settings, where each came from, and what looks like a mistake but is none for certain."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+    warnings: tuple[str, ...]
+
+    def shown(self) -> Iterator[tuple[str, Any, str]]:
+        """Name, value (passwords hidden) and origin of each setting."""
+        for name in NAMES:
+            value = getattr(self.settings, name)
+            if name == "redis" and value is not None:
+                value = without_password(value)
+            yield name, str(value) if isinstance(value, Path) else value, self.origins[name]
+
+
+def load(given: Mapping[str, Any], *, environment: Mapping[str, str] | None = None) -> Loaded:
+    """Read all sources. ``given``: the command line's, by setting name; None means not given.
+
+    Raises ConfigError, and DataDirectoryError when no data directory is named and there is no home directory.
+    """
+    words = dict(os.environ if environment is None else environment)
+    line = {name: value for name, value in given.items() if value is not None}
+    for name in line:
+        if name not in NAMES:
+            raise ConfigError(f"command line: {_unknown(name)}")
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(NAMES, "default")
+    _take(values, origins, line, lambda _name: "command line")
+    _take(values, origins, _from_environment(words), lambda name: f"environment {PREFIX}{name.upper()}")
+    if "data" not in values:
+        values["data"] = DataPaths.of().root
+    path = Path(values.get("config") or Path(values["data"], FILE_NAME)).expanduser()
+    _take(values, origins, _from_file(path, must_exist="config" in values), lambda _name: f"file {path}")
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        raise ConfigError(_explained(error, values, origins)) from None
+    return Loaded(settings, origins, tuple(_suspicious(words)))
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, str]:
+    """Read ``NAME=VALUE`` texts; raises ConfigError."""
+    values = {}
+    for text in assignments:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise ConfigError(f"command line: --set {text!r} is not NAME=VALUE")
+        if name not in NAMES:
+            raise ConfigError(f"command line: --set: {_unknown(name)}")
+        values[name] = value
+    return values
+
+
+def example() -> str:
+    """A settings file with every setting, its meaning and its default, all commented out."""
+    lines = [
+        f"# Settings of a PetalBus: keep what you need at <data>/{FILE_NAME}.",
+        "# Each line shows the default, or an example where nothing is the default.",
+    ]
+    table = ""
+    for name, field in Settings.model_fields.items():
+        if name in _NOT_IN_FILE:
+            continue
+        head, _, tail = name.partition("_")
+        inside = tail if head in ("mavlink", "sim") else name
+        if inside != name and head != table:
+            table = head
+            lines += ["", f"[{table}]"]
+        value = _EXAMPLES[name] if field.default is None else field.default
+        lines += ["", f"# {field.description}", f"# {inside} = {_toml(value)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _take(
+    values: dict[str, Any], origins: dict[str, str], more: Mapping[str, Any], origin: Callable[[str], str]
+) -> None:
+    """Add what was not given by a stronger source."""
+    for name, value in more.items():
+        if name not in values:
+            values[name] = value
+            origins[name] = origin(name)
+
+
+def _from_environment(words: Mapping[str, str]) -> dict[str, Any]:
+    source = EnvSettingsSource(Settings, env_ignore_empty=True)
+    source.env_vars = {name.lower(): value for name, value in words.items() if value}
+    return source()
+
+
+def _from_file(path: Path, *, must_exist: bool) -> dict[str, Any]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if must_exist:
+            raise ConfigError(f"settings file {path}: there is no such file") from None
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"settings file {path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"settings file {path} is not TOML: {error}") from None
+    values = dict(_flat(content))
+    for name in values:
+        if name in _NOT_IN_FILE:
+            instead = f"use --{name} or {PREFIX}{name.upper()}"
+            raise ConfigError(f"settings file {path}: {name!r} cannot be set here; {instead}")
+        if name not in NAMES:
+            raise ConfigError(f"settings file {path}: {_unknown(name)}")
+    return values
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A table is nothing but the beginning of its settings' names."""
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}_")
+        else:
+            yield prefix + name, value
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, NAMES, n=1)
+    advice = f"did you mean {near[0]!r}?" if near else "`petalbus config show` lists them all"
+    return f"there is no setting {name!r}; {advice}"
+
+
+def _suspicious(words: Mapping[str, str]) -> Iterator[str]:
+    """Variables that look like settings: a misspelt one would otherwise be ignored without a word."""
+    for word in sorted(words):
+        name = word.removeprefix(PREFIX).lower()
+        if word.startswith(PREFIX) and name not in NAMES and word not in _NOT_SETTINGS:
+            yield f"environment variable {word} is ignored: {_unknown(name)}"
+
+
+def _explained(error: ValidationError, values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    first = error.errors(include_url=False, include_context=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else "settings"
+    problem = first["msg"][0].lower() + first["msg"][1:]
+    value = values.get(name)
+    shown = without_password(str(value)) if name == "redis" else value
+    return f"setting {name} = {shown!r} (from the {origins.get(name, 'sources')}): {problem}"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -1,0 +1,241 @@
+"""The daemon: what `petalbus up` runs, from taking the data directory to giving it back.
+
+Up:    lock -> server -> bus (app "petalbus") -> bus.json -> services -> MAVLink handler -> simulated vehicle -> ready
+Down:  simulated vehicle -> MAVLink handler -> services -> bus.json -> bus -> server -> lock
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import time
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+import structlog
+
+from petalbus._version import __version__
+from petalbus.daemon.bus.client import Bus
+from petalbus.daemon.bus.options import BusOptions
+from petalbus.daemon.bus.url import parse
+from petalbus.daemon.config import Settings
+from petalbus.daemon.paths import DataPaths
+from petalbus.daemon.runtime.answers import answer
+from petalbus.daemon.runtime.parts import endpoint_of, mavlink_part, simulator_part, vehicle_heard
+from petalbus.daemon.runtime.report import Report
+from petalbus.daemon.runtime.services import SERVICES
+from petalbus.daemon.runtime.supervisor import Supervisor
+from petalbus.daemon.server import (
+    DataLock,
+    EmbeddedServer,
+    RunningBus,
+    ServerCrashLoop,
+    announce,
+    check_server,
+    update,
+    withdraw,
+)
+from petalbus.daemon.server.probe import without_password
+from petalbus.daemon.server.process import ProcessIdentity
+from petalbus.schemas.stamps import boot_clock_ns
+
+APP: Final = "petalbus"
+_VEHICLE_SECONDS: Final = 3.0
+
+log: Final = structlog.get_logger(__name__)
+
+
+def run(settings: Settings, report: Report) -> None:
+    """Run a daemon until SIGINT or SIGTERM. Raises what kept it from starting, or from going on."""
+    try:
+        from uvloop import new_event_loop  # noqa: PLC0415  # not installed everywhere
+    except ImportError:
+        new_event_loop = asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(Daemon(settings, report).run())
+
+
+class Daemon:
+    """One daemon on one data directory."""
+
+    def __init__(self, settings: Settings, report: Report) -> None:
+        self._settings = settings
+        self._report = report
+        self._paths = DataPaths.of(settings.data)
+        self._lock = DataLock(self._paths)
+        self._server: EmbeddedServer | None = None
+        self._server_label = ""
+        self._url = ""
+        self._running: RunningBus | None = None
+        self._bus: Bus | None = None
+        self._supervisor: Supervisor | None = None
+        self._since = _process_start()
+        self._stop = asyncio.Event()
+        self._signalled = False
+        self._starting: asyncio.Task[Any] | None = None
+        self._failure: Exception | None = None
+
+    async def run(self) -> None:
+        """Start, serve until a signal, stop in order. Raises the error that ended it otherwise."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal, number)
+        async with asyncio.TaskGroup() as tasks:
+            try:
+                async with AsyncExitStack() as stack:
+                    await self._start(stack, tasks)
+                    await self._stop.wait()
+            except asyncio.CancelledError:
+                if not self._signalled:
+                    raise
+                assert self._starting is not None, "only a start is ended by cancelling it"
+                self._starting.uncancel()
+            except Exception as error:  # noqa: BLE001  # raised again below, not wrapped into the group's own
+                self._failure = self._failure or error
+            left = self._supervisor.abandoned() if self._supervisor is not None else []
+            if left:
+                # the data directory is given back and the server stopped; only these tasks cannot be ended otherwise
+                self._report.event("stopped", left_behind=left)
+                self._report.close()
+                os._exit(1)
+        if self._failure is not None:
+            raise self._failure
+        self._report.event("stopped")
+
+    async def _start(self, stack: AsyncExitStack, tasks: asyncio.TaskGroup) -> None:
+        self._starting = asyncio.current_task()
+        if self._signalled:
+            raise asyncio.CancelledError
+        settings = self._settings
+        endpoint = endpoint_of(settings)
+        await self._lock.acquire()
+        stack.callback(self._lock.release)
+        await self._provide_server(stack, tasks)
+        bus = self._bus = self._connect(APP)
+        answer(bus, self.status)
+        await stack.enter_async_context(bus)
+        await bus.listen()
+        supervisor = self._supervisor = Supervisor(tasks, self._report, stop_timeout=settings.stop_timeout)
+        stack.push_async_callback(supervisor.stop)
+        for name, part in SERVICES:
+            supervisor.start(name, part(bus, settings))
+        mavlink = None
+        if endpoint is not None:
+            mavlink = supervisor.start("mavlink", mavlink_part(self._connect, settings, endpoint))
+            if settings.sim_enabled:
+                supervisor.start("sim", simulator_part(settings, endpoint))
+        pid = self._server.pid if self._server is not None else None
+        self._running = announce(self._paths, url=self._url, bus=settings.bus, server_pid=pid)
+        stack.callback(withdraw, self._paths)
+        heard = mavlink is not None and await vehicle_heard(mavlink, within=_VEHICLE_SECONDS if settings.sim_enabled else 0)
+        self._starting = None
+        self._say_ready(endpoint, heard=heard)
+
+    async def _provide_server(self, stack: AsyncExitStack, tasks: asyncio.TaskGroup) -> None:
+        settings = self._settings
+        if settings.redis:
+            address = parse(settings.redis)
+            files = {"ssl_ca_certs": address.ca, "ssl_certfile": address.cert, "ssl_keyfile": address.key}
+            options: dict[str, Any] = {name: path for name, path in files.items() if path is not None}
+            if address.tls:
+                options["ssl_check_hostname"] = address.verify
+            plain = settings.redis.partition("?")[0]
+            checked = await check_server(plain, options=options)
+            for warning in checked.warnings:
+                log.warning(warning)
+            self._url, self._server_label = settings.redis, checked.label
+            return
+        server = EmbeddedServer(
+            settings.data,
+            memory_mb=settings.memory_mb,
+            fsync=settings.fsync,
+            binary=settings.server,
+            lock=self._lock,
+        )
+        self._url = await server.start()
+        self._server = server
+        stack.push_async_callback(server.stop)
+        assert server.binary is not None
+        self._server_label = server.binary.label
+        tasks.create_task(self._watch(server), name="petalbus.server.watch")
+
+    async def _watch(self, server: EmbeddedServer) -> None:
+        def restarted(pid: int) -> None:
+            if self._running is not None:
+                self._running = self._running.with_server(pid)
+                update(self._paths, self._running)
+            self._report.event("server_restarted", server_pid=pid, restarts=server.restarts)
+
+        try:
+            await server.supervise(on_restart=restarted)
+        except ServerCrashLoop as error:
+            self._failure = error
+            self._end()
+
+    def _connect(self, app: str) -> Bus:
+        options = BusOptions(durability=self._settings.fsync)
+        return Bus(self._url, app=app, bus=self._settings.bus, options=options)
+
+    def status(self) -> dict[str, Any]:
+        """Everything about this daemon, for ``status_request``."""
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        running = self._running
+        return {
+            "version": __version__,
+            "bus": self._settings.bus,
+            "data": str(self._paths.root),
+            "url": without_password(self._url),
+            "pid": os.getpid(),
+            "uptime_s": (boot_clock_ns() - running.since) / 1e9 if running is not None else 0.0,
+            "cpu_s": usage.ru_utime + usage.ru_stime,
+            "max_rss_kb": usage.ru_maxrss,
+            "log_lines_dropped": self._report.dropped,
+            "server": self._server.statistics() if self._server is not None else {"server": self._server_label},
+            "parts": self._supervisor.describe() if self._supervisor is not None else {},
+            "client": self._bus.statistics() if self._bus is not None else {},
+        }
+
+    def _say_ready(self, endpoint: str | None, *, heard: bool) -> None:
+        server = self._server
+        if endpoint is not None and self._settings.sim_enabled and not heard:
+            log.warning("the simulated vehicle is not heard yet", endpoint=endpoint)
+        self._report.event(
+            "ready",
+            version=__version__,
+            data=str(self._paths.root),
+            bus=self._settings.bus,
+            url=without_password(self._url),
+            server=self._server_label,
+            server_pid=server.pid if server is not None else None,
+            adopted=server is not None and server.adopted,
+            pid=os.getpid(),
+            mavlink=endpoint,
+            sim=self._settings.sim_enabled,
+            vehicle_heard=heard,
+            ready_s=round(time.clock_gettime(time.CLOCK_BOOTTIME) - self._since, 3),
+        )
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        name = signal.Signals(number).name
+        if self._signalled:
+            # The second one means now. The server goes on alone and is adopted by the next start; the simulated
+            # vehicle ends with us.
+            self._report.event("killed", signal=name)
+            self._report.close()
+            os._exit(1)
+        self._signalled = True
+        self._report.event("stopping", signal=name)
+        self._end()
+
+    def _end(self) -> None:
+        self._stop.set()
+        if self._starting is not None:
+            self._starting.cancel()
+
+
+def _process_start() -> float:
+    """When this process began (CLOCK_BOOTTIME seconds), its interpreter's own start included."""
+    me = ProcessIdentity.of(os.getpid())
+    return me.started / os.sysconf("SC_CLK_TCK") if me is not None else time.clock_gettime(time.CLOCK_BOOTTIME)
