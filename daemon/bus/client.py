@@ -470,15 +470,11 @@ class Bus:
             self._heartbeat = None
 
     async def _be_present(self) -> None:
-        field = f"{self.app}|{consumer_name(self.app)}"
-        await self.messages.say_hello(field)
+        name = consumer_name(self.app)
         self._heartbeat = Heartbeat(
-            self.address,
-            beats=self.keys.beats,
-            field=field,
-            status=self.keys.status(self.app),
-            period=self.options.heartbeat,
+            self.address, keys=self.keys, app=self.app, name=name, period=self.options.heartbeat
         )
+        await self._outbox.run("beat", *self._heartbeat.arguments())
         self._heartbeat.start()
 
     def _cancel_here(self, message_id: str) -> None:

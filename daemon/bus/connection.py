@@ -163,6 +163,7 @@ async def open_connection(address: Address, *, timeout: float, patience: float) 
     def make() -> Connection:
         return Connection(loop, patience=patience)
 
+    connection: Connection | None = None
     try:
         async with asyncio.timeout(timeout):
             if address.path is not None:
@@ -176,5 +177,9 @@ async def open_connection(address: Address, *, timeout: float, patience: float) 
             if address.password is not None:
                 await connection.call("AUTH", address.username or "default", address.password)
             return connection
-    except (OSError, TimeoutError) as error:
+    except BaseException as error:
+        if connection is not None:
+            connection.close()
+        if not isinstance(error, OSError | TimeoutError):
+            raise
         raise BusUnavailable(f"no server at {address.shown}: {error or type(error).__name__}") from error

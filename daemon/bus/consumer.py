@@ -13,7 +13,7 @@ import os
 import time
 from typing import Any
 
-from petalbus.daemon.bus.connection import Connection, pack
+from petalbus.daemon.bus.connection import Connection, ServerError, pack
 from petalbus.daemon.bus.errors import BusError, BusUnavailable
 from petalbus.daemon.bus.handlers import Registry
 from petalbus.daemon.bus.heartbeat import Heartbeat
@@ -85,9 +85,7 @@ class Consumer:
         bulk = {level: streams[level] for level in (Priority.NORMAL, Priority.LOW)}
         self._readers = [self._reader(f"{app}-urgent", address, urgent), self._reader(f"{app}-bulk", address, bulk)]
         self._reader_of = {stream: reader for reader in self._readers for stream in reader.streams}
-        self._heartbeat = Heartbeat(
-            address, beats=keys.beats, field=self.beat, status=keys.status(app), period=options.heartbeat
-        )
+        self._heartbeat = Heartbeat(address, keys=keys, app=app, name=self.name, period=options.heartbeat)
         self.reaper = Reaper(
             app=app,
             keys=keys,
@@ -98,14 +96,10 @@ class Consumer:
             room=self._room,
         )
 
-    @property
-    def beat(self) -> str:
-        """This consumer's field in the hash of heartbeats."""
-        return f"{self.app}|{self.name}"
-
     async def start(self) -> None:
         """Announce the lease, then read. Raises BusUnavailable when the server cannot be reached."""
-        await self._announce()
+        # the first beat comes before the first read: nobody may see work of a consumer that never beat
+        await self._outbox.run("beat", *self._heartbeat.arguments())
         self._heartbeat.start()
         for index in range(self._options.workers):
             self._workers.append(asyncio.create_task(self._work(False), name=f"petalbus-worker-{self.app}-{index}"))
@@ -133,7 +127,7 @@ class Consumer:
         self._heartbeat.stop()
         try:
             keys = [self._keys.beats, *self._keys.inboxes(self.app).values()]
-            left = await self._outbox.run("retire", keys, [GROUP, self.name, self.beat])
+            left = await self._outbox.run("retire", keys, [GROUP, self.name, self._heartbeat.field])
         except BusError as error:
             log.warning("consumer %s could not say that it stopped: %s", self.name, error)
         else:
@@ -182,13 +176,6 @@ class Consumer:
             options=self._options,
         )
 
-    async def _announce(self) -> None:
-        # the first beat comes before the first read: nobody may see work of a consumer that never beat
-        await self._outbox.call("HSET", self._keys.beats, self.beat, 1)
-        fields = ("app_id", self.app, "status", "online", "last_seen", f"{time.time():.3f}")
-        await self._outbox.call("HSET", self._keys.status(self.app), *fields)
-        await self._outbox.call("SADD", self._keys.apps, self.app)
-
     async def _work(self, critical_only: bool) -> None:
         idle = self._idle_critical if critical_only else self._idle
         scheduler = self.scheduler
@@ -207,10 +194,12 @@ class Consumer:
                 reader.credit()
             try:
                 await self.runner.run(work)
-            except BusError as error:
+            except (BusError, ServerError) as error:
                 # the server is away: the entry stays pending and comes back when the lane drains
                 log.warning("record %r is left pending: %s", work.message_id, error)
                 self._settled(work)
+            except Exception:  # a fault of ours: it must not end the worker, or nothing would be handled any more
+                log.exception("record %r is left pending", work.message_id)
             finally:
                 scheduler.done(work)
             if not scheduler.ready:
@@ -306,8 +295,8 @@ class Consumer:
         for work in list(self.scheduler):
             self.scheduler.remove(work)
         self._held.clear()
-        self._heartbeat.rename(self.beat)
-        self._outbox.submit(pack(("HSET", self._keys.beats, self.beat, 1)), lambda _reply: None)
+        self._heartbeat.rename(self.name)
+        self._outbox.script("beat", *self._heartbeat.arguments(), lambda _reply: None)
         self._redrain()
 
     def _redrain(self) -> None:

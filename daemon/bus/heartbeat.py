@@ -13,31 +13,44 @@ import time
 
 import hiredis
 
+from petalbus.daemon.bus.keys import Keys
+from petalbus.daemon.bus.scripts import load
 from petalbus.daemon.bus.url import Address
 
 log = logging.getLogger("petalbus.bus")
 
 
 class Heartbeat:
-    """Counts up ``field`` of the hash ``beats`` every ``period`` seconds, and refreshes the app's presence."""
+    """Beats for the consumer ``name`` of ``app`` every ``period`` seconds, and keeps the app's presence fresh."""
 
-    def __init__(self, address: Address, *, beats: str, field: str, status: str, period: float) -> None:
+    def __init__(self, address: Address, *, keys: Keys, app: str, name: str, period: float) -> None:
         self._address = address
-        self._beats = beats
-        self._status = status
+        self._keys = keys
+        self._app = app
+        self._name = name
         self._period = period
-        self.field = field
+        self._script = load("beat").text
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
+    @property
+    def field(self) -> str:
+        """Where the count stands in the hash of heartbeats."""
+        return f"{self._app}|{self._name}"
+
+    def arguments(self) -> tuple[list[str], list[bytes | str | int]]:
+        """Keys and arguments of one beat, for the owner's first one: it comes before the first read."""
+        keys = [self._keys.beats, self._keys.status(self._app), self._keys.apps]
+        return keys, [self.field, self._app, f"{time.time():.3f}"]
+
     def start(self) -> None:
-        """Begin beating. The first beat is the owner's business, so that it comes before the first read."""
+        """Begin beating."""
         self._thread = threading.Thread(target=self._run, name="petalbus-heartbeat", daemon=True)
         self._thread.start()
 
-    def rename(self, field: str) -> None:
+    def rename(self, name: str) -> None:
         """Beat for another consumer name from now on."""
-        self.field = field
+        self._name = name
 
     def stop(self) -> None:
         """Stop within one period; does not wait for the thread."""
@@ -48,8 +61,8 @@ class Heartbeat:
             try:
                 with _Wire(self._address, timeout=max(1.0, self._period)) as wire:
                     while not self._stop.wait(self._period):
-                        wire.call("HINCRBY", self._beats, self.field, 1)
-                        wire.call("HSET", self._status, "status", "online", "last_seen", f"{time.time():.3f}")
+                        keys, args = self.arguments()
+                        wire.call("EVAL", self._script, len(keys), *keys, *args)
             except (OSError, hiredis.HiredisError) as error:
                 log.debug("heartbeat interrupted: %s", error)
                 self._stop.wait(min(0.1, self._period))
@@ -78,7 +91,7 @@ class _Wire:
     def __exit__(self, *exc: object) -> None:
         self._socket.close()
 
-    def call(self, *args: str | int) -> object:
+    def call(self, *args: bytes | str | int) -> object:
         self._socket.sendall(hiredis.pack_command(args))
         while True:
             reply: object = self._reader.gets()

@@ -145,6 +145,10 @@ class Lane:
                 connection = await self._establish()
             except (BusUnavailable, ServerRefused, ServerError) as error:
                 self._note(_explained(error, self._address))
+            except Exception as error:  # a fault of ours: say so, and keep trying rather than stand still unseen
+                if str(error) != str(self.last_error):
+                    log.exception("%s lane", self.name)
+                self.last_error = error
             else:
                 self._go_live(connection)
                 await connection.closed
@@ -159,8 +163,8 @@ class Lane:
         connection = await open_connection(self._address, timeout=self._connect_timeout, patience=self._patience)
         try:
             self.state = LaneState.CHECKING
-            role = await connection.call("ROLE")
-            if role[0] != b"master":
+            replication = await connection.call("INFO", "replication")
+            if b"role:slave" in replication:
                 raise ServerRefused(f"{self._address.shown} is a replica; the bus needs the primary")
             self.client_id = await connection.call("CLIENT", "ID")
             await connection.call("CLIENT", "SETNAME", f"petalbus-{self.name}")

@@ -26,8 +26,11 @@ class LeaseTable:
         self.term = term
         self._seen: dict[str, _Seen] = {}
 
-    def observe(self, beats: Mapping[str, int], now: float) -> set[str]:
-        """Take note of all heartbeats at monotonic time ``now``; returns the names that are dead."""
+    def observe(self, beats: Mapping[str, int], *, asked: float, now: float) -> set[str]:
+        """Take note of heartbeats that were asked for at monotonic time ``asked`` and came at ``now``; returns the dead.
+
+        The counts may be as old as ``asked``, so nobody is blamed for what came after it.
+        """
         dead = set()
         for name in [name for name in self._seen if name not in beats]:
             del self._seen[name]
@@ -37,7 +40,7 @@ class LeaseTable:
                 dead.add(name)
             elif seen is None or seen.count != count:
                 self._seen[name] = _Seen(count, now)
-            elif now - seen.since >= self.term:
+            elif asked - seen.since >= self.term:
                 dead.add(name)
         return dead
 

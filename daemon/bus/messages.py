@@ -114,15 +114,6 @@ class Messages:
             return f"{text}: no application of that name has ever been on this bus (message {message_id}: {status})"
         return f"{text} (message {message_id}: {status}; {recipient}: last reported {presence.decode()})"
 
-    async def say_hello(self, field: str) -> None:
-        """Show the application as online. The first beat is the lease's beginning."""
-        await self._outbox.call("HSET", self._keys.beats, field, 1)
-        stamp = f"{time.time():.3f}"
-        await self._outbox.call(
-            "HSET", self._keys.status(self._app), "app_id", self._app, "status", "online", "last_seen", stamp
-        )
-        await self._outbox.call("SADD", self._keys.apps, self._app)
-
     async def say_goodbye(self) -> None:
         """Show the application as offline, unless another process of it still beats."""
         flat = await self._outbox.call("HKEYS", self._keys.beats)

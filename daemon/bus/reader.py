@@ -166,25 +166,33 @@ class Reader:
         return count
 
     async def _prepare(self, connection: Connection) -> None:
-        """Ensure the groups, from our own checkpoint and never from the end; then drain our own pending entries."""
+        """Drain our own pending entries. A missing group is made from our own checkpoint, never from the end."""
         for level, stream in self._streams.items():
-            start = self._checkpoints.get(level, b"0")
             try:
-                await connection.call("XGROUP", "CREATE", stream, GROUP, start, "MKSTREAM")
+                await self._drain(connection, stream)
             except ServerError as error:
-                if error.prefix != "BUSYGROUP":
+                if error.prefix != "NOGROUP":
                     raise
-        for level, stream in self._streams.items():
-            after = b"0"
-            while True:
-                head = ("XREADGROUP", "GROUP", GROUP, self._consumer(), "COUNT", 100, "STREAMS")
-                reply = await connection.call(*head, stream, after)
-                if not reply or not reply[0][1]:
-                    break
-                self._hand_over(reply, found=True)
-                after = reply[0][1][-1][0]
-            log.debug("%s: level %s drained", self.lane.name, level.name)
+                start = self._checkpoints.get(level, b"0")
+                await self._make_group(connection, stream, start)
         self._delivered()
+
+    async def _drain(self, connection: Connection, stream: str) -> None:
+        after = b"0"
+        while True:
+            head = ("XREADGROUP", "GROUP", GROUP, self._consumer(), "COUNT", 100, "STREAMS")
+            reply = await connection.call(*head, stream, after)
+            if not reply or not reply[0][1]:
+                return
+            self._hand_over(reply, found=True)
+            after = reply[0][1][-1][0]
+
+    async def _make_group(self, connection: Connection, stream: str, start: bytes) -> None:
+        try:
+            await connection.call("XGROUP", "CREATE", stream, GROUP, start, "MKSTREAM")
+        except ServerError as error:
+            if error.prefix != "BUSYGROUP":  # a sibling was quicker
+                raise
 
     def _lost(self) -> None:
         self._armed = False

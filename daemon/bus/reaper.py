@@ -49,6 +49,8 @@ class Reaper:
         self._leases = LeaseTable(term=options.dead_after)
         self._orphans: set[str] = set()
         self._task: asyncio.Task[None] | None = None
+        self._own = -1
+        self._own_since = 0.0
         self.taken_over = 0
 
     def start(self) -> None:
@@ -79,15 +81,26 @@ class Reaper:
             await asyncio.sleep(self._options.heartbeat)
 
     async def _look(self) -> None:
+        asked = time.monotonic()
         beats = await self.beats()
+        now = time.monotonic()
         mine = self._me()
+        if not self._can_judge(beats.get(mine, 0), now):
+            self._leases.reset(now)
+            return
         others = {name: count for name, count in beats.items() if name != mine}
         for name in self._orphans - beats.keys():
             others[name] = 0
-        for name in self._leases.observe(others, time.monotonic()):
+        for name in self._leases.observe(others, asked=asked, now=now):
             if await self._take_over(name):
                 self._orphans.discard(name)
                 await self._outbox.call("HDEL", self._keys.beats, f"{self._app}|{name}")
+
+    def _can_judge(self, own: int, now: float) -> bool:
+        """False while our own heart does not get through either: a frozen or full server, a lost network."""
+        if own != self._own:
+            self._own, self._own_since = own, now
+        return now - self._own_since <= 2 * self._options.heartbeat + 0.1
 
     async def beats(self) -> dict[str, int]:
         """The heartbeats of this app's consumers."""

@@ -15,7 +15,7 @@ from petalbus.daemon.bus.handlers import Handler, Registry, Reply, as_reply, is_
 from petalbus.daemon.bus.keys import GROUP, Keys
 from petalbus.daemon.bus.options import BusOptions
 from petalbus.daemon.bus.outbox import Outbox
-from petalbus.daemon.bus.settle import CANCELLED, COMPLETED, FAILED, PROCESSING, TIMEOUT, Committer, Output
+from petalbus.daemon.bus.settle import CANCELLED, COMPLETED, FAILED, PROCESSING, TIMEOUT, Committer, Output, plain
 from petalbus.daemon.bus.work import Work
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.payloads import validate_payload
@@ -71,7 +71,7 @@ class Runner:
         self._again = again
         self._loop = asyncio.get_running_loop()
         self._marker: asyncio.TimerHandle | None = None
-        self.running: dict[bytes, Work] = {}
+        self.running: set[Work] = set()
         self.retries = 0
 
     async def run(self, work: Work) -> None:
@@ -103,7 +103,7 @@ class Runner:
     def cancel(self, work: Work) -> None:
         """Cancel a record that is running, or that waits for another attempt."""
         work.cancelled = True
-        if work.entry in self.running and work.task is not None:
+        if work.task is not None:
             work.task.cancel()
 
     def settle_cancelled(self, work: Work) -> None:
@@ -134,15 +134,19 @@ class Runner:
 
     async def _handle(self, work: Work, record: Record, handler: Handler) -> None:
         self._started(work)
+        task = work.task
+        assert task is not None
         try:
             said = await self._call(work, record, handler)
             reply = as_reply(said)
             outputs = [] if said is None and not record.wants_reply else [self._reply(work, reply)]
-        except asyncio.CancelledError:
-            if not work.cancelled or work.task is None:
-                raise
-            work.task.uncancel()
-            self.settle_cancelled(work)
+        except asyncio.CancelledError as error:
+            if work.cancelled:
+                self.settle_cancelled(work)
+            elif task.cancelling():
+                raise  # this client is being closed: the entry stays pending for a successor
+            else:
+                self._broke(work, handler, error)
         except HandlerError as error:
             self._refused(work, handler, error)
         except Exception as error:  # whatever a handler raises becomes a retry or a dead letter, never a crash
@@ -150,7 +154,9 @@ class Runner:
         else:
             self._committer.settle(work, FAILED if reply.kind is ReplyKind.ERROR else COMPLETED, outputs)
         finally:
-            del self.running[work.entry]
+            if work.cancelled and task.cancelling():
+                task.uncancel()
+            self.running.discard(work)
             work.task = None
 
     async def _call(self, work: Work, record: Record, handler: Handler) -> Any:
@@ -168,14 +174,14 @@ class Runner:
         return None
 
     def _started(self, work: Work) -> None:
-        self.running[work.entry] = work
+        self.running.add(work)
         work.task = asyncio.current_task()
         if self._marker is None and not work.marked:
             self._marker = self._loop.call_later(MARK_AFTER, self._mark)
 
     def _mark(self) -> None:
         self._marker = None
-        for work in self.running.values():
+        for work in self.running:
             if not work.marked:
                 work.marked = True
                 keys = [work.stream, self._keys.ids, self._keys.fenced]
@@ -216,15 +222,20 @@ class Runner:
             self._retry(work)
             return
         data = {**_problem(error.error_code, str(error)), **error.data}
-        self._committer.settle(work, FAILED, [self._reply(work, Reply(data, ReplyKind.ERROR))])
+        try:
+            outputs = [self._reply(work, Reply(data, ReplyKind.ERROR))]
+        except RecordInvalid as invalid:
+            self._broke(work, handler, invalid)
+            return
+        self._committer.settle(work, FAILED, outputs)
 
-    def _broke(self, work: Work, handler: Handler, error: Exception) -> None:
+    def _broke(self, work: Work, handler: Handler, error: BaseException) -> None:
         log.warning("handler of %s failed (attempt %d): %r", handler.type, work.attempts, error)
         if handler.redelivery == "rerun" and work.attempts < handler.max_attempts:
             self._retry(work)
             return
         detail = "".join(traceback.format_exception(error))
-        message = f"{type(error).__name__}: {error}"
+        message = plain(f"{type(error).__name__}: {error}")
         self._bury(work, message, detail, "HANDLER_ERROR", message=message)
 
     def _retry(self, work: Work) -> None:
@@ -254,6 +265,7 @@ class Runner:
 
 
 def _problem(code: str, message: str) -> dict[str, Any]:
+    message = plain(message)
     # both shapes that deployed programs read: ``success``/``error`` and ``status``/``message``
     return {"status": "error", "success": False, "error_code": code, "error": message, "message": message}
 

@@ -24,12 +24,8 @@ def load(name: str) -> Script:
     return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
 
 
-NAMES = (
-    *("append", "commit", "begin", "tell", "takeover", "retire", "cancel", "requeue", "redead"),
-    *("adopt", "discard", "trim", "rotate", "boot", "attend", "forget", "inject"),
-)
-
-
-def all_scripts() -> list[Script]:
+@cache
+def all_scripts() -> tuple[Script, ...]:
     """Every script that a connection loads before it goes live."""
-    return [load(name) for name in NAMES]
+    lua = resources.files("petalbus.daemon.bus").joinpath("lua")
+    return tuple(load(file.name.removesuffix(".lua")) for file in lua.iterdir() if file.name.endswith(".lua"))

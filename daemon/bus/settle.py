@@ -24,6 +24,7 @@ from petalbus.schemas.vocabulary import ReplyKind
 log = logging.getLogger("petalbus.bus")
 
 MAX_HEADS: Final = 1024
+MAX_TEXT: Final = 16_384
 COMPLETED: Final = b"c"
 FAILED: Final = b"f"
 TIMEOUT: Final = b"t"
@@ -113,8 +114,8 @@ class Committer:
     def dead_letter(self, work: Work, reason: str, detail: str) -> Output:
         """The work's record as it came, with why it is dead."""
         notes = {
-            b"dead_reason": reason.encode(),
-            b"dead_detail": detail.encode()[-16_384:],
+            b"dead_reason": plain(reason).encode(),
+            b"dead_detail": plain(detail).encode(),
             b"dead_attempts": b"%d" % work.attempts,
             b"dead_stream": work.stream.encode(),
             b"dead_entry": work.entry,
@@ -188,3 +189,8 @@ class Committer:
         except TimeoutError:
             return False
         return True
+
+
+def plain(text: str) -> str:
+    """A text from a handler, fit for a record: valid UTF-8, and of its length only the end."""
+    return text[-MAX_TEXT:].encode("utf-8", "replace").decode()

@@ -174,12 +174,15 @@ class Subscription:
             log.warning("acknowledgements on topic %s were not confirmed: %s", self.topic, reply)
 
     async def _prepare(self, connection: Connection) -> None:
-        start = self._checkpoint or await self._first_id(connection)
         try:
-            await connection.call("XGROUP", "CREATE", self._stream, self.group, start, "MKSTREAM")
+            await self._drain(connection)
         except ServerError as error:
-            if error.prefix != "BUSYGROUP":
+            if error.prefix != "NOGROUP":
                 raise
+            start = self._checkpoint or await self._first_id(connection)
+            await connection.call("XGROUP", "CREATE", self._stream, self.group, start, "MKSTREAM")
+
+    async def _drain(self, connection: Connection) -> None:
         after: bytes = b"0"
         while True:
             head = ("XREADGROUP", "GROUP", self.group, CONSUMER, "COUNT", 100, "STREAMS")

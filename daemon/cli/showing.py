@@ -65,7 +65,12 @@ def in_order(entries: Sequence[Shown]) -> list[Shown]:
     for one in entries:
         stored = int(one.entry.partition("-")[0])
         boots[one.boot_id] = min(stored, boots.get(one.boot_id, stored))
-    return sorted(entries, key=lambda one: (boots[one.boot_id], one.mono))
+    return sorted(entries, key=lambda one: (boots[one.boot_id], one.mono, _numbers(one.entry)))
+
+
+def _numbers(entry: str) -> tuple[int, int]:
+    ms, _, number = entry.partition("-")
+    return int(ms), int(number or 0)
 
 
 def as_object(record: Record) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import typer
 
@@ -186,7 +186,8 @@ def _fair(rows: Sequence[_Raw], count: int, left_out: Counter[str]) -> list[_Raw
     picked: list[_Raw] = []
     by_size: list[tuple[tuple[str, bytes], list[_Raw]]] = sorted(groups.items(), key=lambda item: len(item[1]))
     for number, ((label, _), members) in enumerate(by_size):
-        share = min(len(members), (count - len(picked)) // (len(by_size) - number))
+        room = count - len(picked)
+        share = min(len(members), room, max(1, room // (len(by_size) - number)))
         picked += members[len(members) - share :]
         if share < len(members):
             left_out[label] += len(members) - share
@@ -214,6 +215,3 @@ def _type_of(fields: Sequence[bytes]) -> bytes:
 def _family(stream: Stream) -> str:
     return f"{stream.kind}:{stream.of}" if stream.kind == "inbox" else stream.label
 
-
-Paint = Callable[[str, str], str]
-_Any = Any

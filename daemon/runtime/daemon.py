@@ -25,7 +25,6 @@ from petalbus.daemon.paths import DataPaths
 from petalbus.daemon.runtime.answers import answer
 from petalbus.daemon.runtime.parts import endpoint_of, mavlink_part, simulator_part, vehicle_heard
 from petalbus.daemon.runtime.report import Report
-from petalbus.daemon.runtime.services import SERVICES
 from petalbus.daemon.runtime.supervisor import Supervisor
 from petalbus.daemon.server import (
     DataLock,
@@ -119,8 +118,6 @@ class Daemon:
         await bus.listen()
         supervisor = self._supervisor = Supervisor(tasks, self._report, stop_timeout=settings.stop_timeout)
         stack.push_async_callback(supervisor.stop)
-        for name, part in SERVICES:
-            supervisor.start(name, part(bus, settings))
         mavlink = None
         if endpoint is not None:
             mavlink = supervisor.start("mavlink", mavlink_part(self._connect, settings, endpoint))

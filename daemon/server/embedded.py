@@ -33,7 +33,8 @@ from petalbus.daemon.server.process import ProcessIdentity, holders
 
 _log: Final = logging.getLogger(__name__)
 
-_ANSWER_SECONDS: Final = 10.0
+_ANSWER_SECONDS: Final = 30.0
+_ADOPT_SECONDS: Final = 5.0
 _LOAD_SECONDS: Final = 300.0
 _FIRST_BACKOFF: Final = 0.05
 _LAST_BACKOFF: Final = 5.0
@@ -243,18 +244,16 @@ class EmbeddedServer:
         state = ServerState.read(self.paths)
         if state is None or not state.identity.alive():
             return None
-        if state.identity not in await asyncio.to_thread(holders, self.paths.server_lock):
-            return None
         same = state.digest == self.config.digest() and state.socket == str(self.paths.socket)
         if not same or not _runs(state.identity, binary.path):
             _log.warning("server process %d of an earlier daemon has another configuration or program", state.pid)
             return None
-        if await peer_pid(state.socket, timeout=_ANSWER_SECONDS) != state.pid:
+        if await peer_pid(state.socket, timeout=_ADOPT_SECONDS) != state.pid:
             return None
         handle = ServerHandle(state, child=None)
         state.identity.signal(signal.SIGCONT)  # one that was stopped together with its daemon shall go on
         try:
-            await handle.ready(answer_seconds=_ANSWER_SECONDS, load_seconds=_LOAD_SECONDS)
+            await handle.ready(answer_seconds=_ADOPT_SECONDS, load_seconds=_LOAD_SECONDS)
         except ServerStartError as error:
             _log.warning("server process %d of an earlier daemon is not usable: %s", state.pid, error)
             return None

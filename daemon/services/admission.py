@@ -127,13 +127,8 @@ def _translated(deadline: int, wall: int, mono: int) -> int:
     """A wall-clock deadline as boot-clock ns."""
     left = deadline - wall
     if abs(left) > MAX_DEADLINE_SECONDS * 10**9:
-        raise RecordInvalid(
-            "deadline",
-            f"{deadline} is {'more' if left > 0 else 'long'} than a year {'ahead' if left > 0 else 'ago'}".replace(
-                "long than", "more than"
-            ),
-            limit="nanoseconds since 1970, or the field timeout in seconds",
-        )
+        problem = f"{deadline} is more than a year {'ahead' if left > 0 else 'ago'}"
+        raise RecordInvalid("deadline", problem, limit="nanoseconds since 1970; or the field timeout, in seconds")
     return max(0, mono + left)
 
 
@@ -161,14 +156,15 @@ def _route_reply(record: Record, keys: Keys) -> Admission:
 
 def _topic(record: Record) -> str:
     named = record.extra.get("topic")
+    if named is None and record.type in ADDRESSED:
+        raise RecordInvalid("recipient", f"is missing; type {record.type!r} is for somebody", limit="an app id, or a topic")
     if named is None:
-        if record.type in ADDRESSED:
-            raise RecordInvalid("recipient", f"is missing; type {record.type!r} is for somebody", limit="an app id, or a topic")
-        return checked_name(record.type.partition(".")[0], what="topic")
-    topic = named.decode("utf-8", "replace") if isinstance(named, bytes) else str(named)
+        topic = record.type.partition(".")[0]
+    else:
+        topic = named.decode("utf-8", "replace") if isinstance(named, bytes) else str(named)
     checked_name(topic, what="topic")
-    if topic == "bus" or topic.startswith("bus."):
-        raise RecordInvalid("topic", f"{topic!r} is written by the bus itself", limit="a topic that does not begin with bus.")
+    if topic.partition(".")[0] == "bus":
+        raise RecordInvalid("topic", f"{topic!r} is written by the bus itself", limit="a topic outside bus")
     return topic
 
 

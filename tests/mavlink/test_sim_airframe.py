@@ -8,11 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from petalbus.handlers.mavlink.dialect import MavMessage, Packer, load_dialect
+from petalbus.handlers.mavlink.framing import Frame
 from petalbus.handlers.mavlink.sim.airframe import Airframe, LandedState
 from petalbus.handlers.mavlink.sim.autopilot import ARDUPILOT, AUTOPILOTS, PX4, Autopilot, Mode, Result
+from petalbus.handlers.mavlink.sim.commands import Commands
 from petalbus.handlers.mavlink.sim.flight import Flight
 from petalbus.handlers.mavlink.sim.param_sets import ARDUPILOT_PARAMS, PX4_PARAMS
 from petalbus.handlers.mavlink.sim.params import ParamStore
+from petalbus.handlers.mavlink.sim.streams import Streams
 
 TICK = 0.02
 
@@ -100,3 +104,37 @@ def test_the_same_seed_flies_the_same_way() -> None:
         fly(one, 5)
     assert (first.airframe.north, first.airframe.roll) == (second.airframe.north, second.airframe.roll)
     assert first.airframe.north != other.airframe.north
+
+
+NUMBERS = [20, 21, 22, 176, 246, 400, 510, 511, 512, 520, 31000]
+ODD = st.floats(width=32) | st.sampled_from([float("nan"), float("inf"), -1.0, 0.0, 1.0, 30.0, 148.0, 21196.0])
+
+
+@pytest.mark.parametrize("autopilot", AUTOPILOTS.values(), ids=AUTOPILOTS.keys())
+@given(orders=st.lists(st.tuples(st.sampled_from(NUMBERS), st.lists(ODD, min_size=7, max_size=7)), max_size=8))
+def test_no_command_whatever_its_numbers_breaks_it(autopilot: Autopilot, orders: list[tuple[int, list[float]]]) -> None:
+    dialect = load_dialect()
+    one = flight(autopilot)
+    sent: list[MavMessage] = []
+    streams = Streams(one, dialect, rng=random.Random(1), send=sent.append)
+    commands = Commands(
+        one,
+        streams,
+        dialect,
+        system=1,
+        silent=frozenset(),
+        clock=lambda: 1.0,
+        reboot=lambda: None,
+        report_interval=lambda msgid, microseconds: None,
+    )
+    packer = Packer(dialect, system=2, component=140)
+    for number, params in orders:
+        fields = {f"param{index}": value for index, value in enumerate(params, 1)}
+        message = dialect.message("COMMAND_LONG", target_system=1, target_component=1, command=number, **fields)
+        answer = commands.receive(Frame.from_raw(packer.pack(message)))
+        assert answer is not None
+        assert answer.result in Result
+        fly(one, 0.1)
+        streams.tick(1.0)
+    for message in sent:
+        packer.pack(message)

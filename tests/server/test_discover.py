@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -66,6 +67,18 @@ async def test_the_lock_of_a_killed_daemon_is_free(children: Children, data_dir:
     lock = DataLock(DataPaths.of(data_dir))
     await lock.acquire()
     assert lock.held
+    lock.release()
+
+
+async def test_the_owner_is_read_right_after_a_longer_one(data_dir: Path) -> None:
+    """A killed daemon left its process id in the lock file, with more digits than ours."""
+    paths = DataPaths.of(data_dir)
+    paths.create()
+    paths.bus_lock.write_text("12345678901234567890\n")
+    lock = DataLock(paths)
+    await lock.acquire()
+    with pytest.raises(DataDirectoryInUse, match=rf"process {os.getpid()}\)"):
+        await DataLock(paths, patience=0).acquire()
     lock.release()
 
 

@@ -15,7 +15,7 @@ import redis.exceptions
 import uvloop
 
 from petalbus.daemon.paths import DataPaths
-from petalbus.daemon.server import EmbeddedServer, ServerCrashLoop, ServerStartError
+from petalbus.daemon.server import EmbeddedServer, ServerCrashLoop, ServerStartError, config
 from petalbus.daemon.server.find import ServerBinary
 from petalbus.daemon.server.process import ProcessIdentity, holders
 
@@ -159,6 +159,51 @@ async def test_stop_during_a_restart_leaves_no_server(data_dir: Path) -> None:
     await server.stop()
     await asyncio.wait_for(supervision, 5)
     assert holders(server.paths.server_lock) == []
+
+
+SLOW_LOAD = "\nkey-load-delay 500\n"  # microseconds a key: a big file on a slow card
+
+
+async def fill(data: Path, number: int) -> None:
+    async with EmbeddedServer(data) as server:
+        client = plain_client(server.url)
+        async with client.pipeline(transaction=False) as pipe:
+            for key in range(number):
+                pipe.set(f"k{key}", "v")
+            await pipe.execute()
+        await client.aclose()
+
+
+async def test_a_server_that_loads_for_long_is_waited_for(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """start() returns when everything is there, not when the server first answers."""
+    await fill(data_dir, 3000)
+    monkeypatch.setattr("petalbus.daemon.server.config._TEXT", config._TEXT + SLOW_LOAD)
+    began = time.monotonic()
+    async with EmbeddedServer(data_dir) as server:
+        assert time.monotonic() - began > 1.4
+        assert await run_command(server.url, "DBSIZE") == 3000
+
+
+async def test_a_stop_does_not_wait_for_a_long_load(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The supervisor is in the middle of a restart that takes 10 s: a stop ends both, soon."""
+    await fill(data_dir, 20_000)
+    server = EmbeddedServer(data_dir)
+    await server.start()
+    supervision = asyncio.create_task(server.supervise(), name="supervise")
+    monkeypatch.setattr("petalbus.daemon.server.config._TEXT", config._TEXT + SLOW_LOAD)
+    os.kill(server.pid or 0, signal.SIGKILL)
+    log = server.paths.server_log
+    before = log.read_text().count("just started")
+    while log.read_text().count("just started") == before:
+        await asyncio.sleep(0.001)
+    began = time.monotonic()
+    await server.stop()
+    await supervision
+    assert time.monotonic() - began < 4
+    assert holders(server.paths.server_lock) == []
+    monkeypatch.undo()
+    async with EmbeddedServer(data_dir) as again:
+        assert await run_command(again.url, "DBSIZE") == 20_000
 
 
 async def test_a_frozen_server_is_stopped_in_order(data_dir: Path) -> None:

@@ -20,7 +20,7 @@ from petalbus.daemon.server.process import ProcessIdentity, holders
 SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
 
 
-def test_a_reused_process_id_is_another_process() -> None:
+async def test_a_reused_process_id_is_another_process() -> None:
     """Same number, other start or other boot: neither alive nor to be signalled."""
     with subprocess.Popen(SLEEP) as child:
         identity = ProcessIdentity.of(child.pid)
@@ -29,6 +29,7 @@ def test_a_reused_process_id_is_another_process() -> None:
         for other in (replace(identity, started=identity.started + 1), replace(identity, boot_id="another")):
             assert not other.alive()
             assert not other.signal(signal.SIGKILL)
+            assert await other.gone(5)
         assert child.poll() is None
         assert identity.signal(signal.SIGKILL)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,13 @@ async def test_an_adopted_server_that_dies_is_started_again(children: Children, 
         assert await keys(third) == {b"k", b"l"}
 
 
+async def test_a_signal_to_the_daemons_terminal_does_not_reach_the_server(children: Children, data_dir: Path) -> None:
+    """Ctrl-C goes to a whole session: the server has its own, and the daemon ends it when its work is done."""
+    daemon, pid = await start_daemon(children, data_dir)
+    assert os.getsid(daemon.pid) == daemon.pid
+    assert os.getsid(pid) == pid
+
+
 async def test_a_frozen_orphan_is_woken_and_adopted(children: Children, data_dir: Path) -> None:
     """Daemon killed, server stopped by a signal (a suspended terminal session): it goes on serving."""
     daemon, pid = await start_daemon(children, data_dir)
@@ -186,6 +194,27 @@ async def test_a_state_file_that_names_a_stranger_harms_nobody(
         assert server.pid not in (pid, stranger.pid)
         assert not server.adopted
     assert identity.alive()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("run_id", "0" * 40), ("digest", "0" * 32), ("socket", "/nowhere/bus.sock"), ("started", 1)]
+)
+async def test_an_orphan_that_differs_in_anything_is_not_adopted(
+    field: str, value: str | int, children: Children, data_dir: Path
+) -> None:
+    """Whatever does not fit what was written down: it is stopped, and a new one serves the same data."""
+    daemon, pid = await start_daemon(children, data_dir)
+    await put(data_dir, "k")
+    daemon.kill()
+    await daemon.wait()
+    paths = DataPaths.of(data_dir)
+    state = ServerState.read(paths)
+    assert state is not None
+    replace(state, **{field: value}).write(paths)  # type: ignore[arg-type]
+    async with EmbeddedServer(data_dir, memory_mb=64) as server:
+        assert not server.adopted
+        assert not alive(pid)
+        assert await keys(server) == {b"k"}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}', '{"pid": 1, "started": 2, "more": 3}', "\x00" * 80])

@@ -100,9 +100,10 @@ class Commands:
         return Result.DENIED
 
     def _set_mode(self, params: Sequence[float]) -> Result:
-        if math.isnan(params[1]) or math.isnan(params[2]) or not int(params[0]) & 1:
+        base, main, sub = (_whole(value) for value in params[:3])
+        if base is None or main is None or sub is None or not base & 1:
             return Result.DENIED
-        return self._flight.set_mode(self._flight.autopilot.mode_of(int(params[1]), int(params[2])))
+        return self._flight.set_mode(self._flight.autopilot.mode_of(main, sub))
 
     def _obey_reboot(self, params: Sequence[float]) -> Result:
         autopilot = self._flight.autopilot

@@ -86,7 +86,7 @@ class Streams:
     def set_interval(self, msgid: int, microseconds: float, now: float) -> bool:
         """Change a rate: -1 stops it, 0 restores it; False when the vehicle has no such message."""
         name = self._dialect.names.get(msgid, "")
-        if name not in self._builders or math.isnan(microseconds):
+        if name not in self._builders or not math.isfinite(microseconds):
             return False
         if microseconds < 0:
             self._intervals.pop(name, None)

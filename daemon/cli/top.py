@@ -1,0 +1,163 @@
+"""`petalbus top`: how the bus is doing, live."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from petalbus.daemon.cli.common import Data, Json, client, duration, grid, run, say, say_json
+
+if TYPE_CHECKING:
+    from petalbus.daemon.bus.client import Bus
+    from petalbus.daemon.cli.looking import Backlog
+    from petalbus.daemon.cli.streams import Stream
+
+
+class _Sample(NamedTuple):
+    at: float
+    inboxes: dict[str, tuple[Stream, Backlog]]
+    added: dict[str, int]
+    lengths: dict[str, tuple[Stream, int]]
+    memory: dict[str, int]
+
+
+def top(
+    once: Annotated[bool, typer.Option("--once", help="Measure for one interval, print, end.")] = False,
+    interval: Annotated[
+        float, typer.Option("--interval", metavar="SECONDS", min=0.1, max=60, help="Time between two looks.")
+    ] = 1.0,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Show rates, backlog and oldest age of each app and priority, redeliveries and dead letters."""
+
+    async def work() -> None:
+        async with client(data) as bus:
+            before = await _look(bus)
+            if json or once:
+                while True:
+                    await asyncio.sleep(interval)
+                    now = await _look(bus)
+                    told = _told(before, now)
+                    if json:
+                        say_json(told)
+                    else:
+                        _print(told)
+                    if once:
+                        return
+                    before = now
+            await _live(bus, before, interval)
+
+    try:
+        run(work(), show_log=False)
+    except KeyboardInterrupt:
+        if once:
+            raise
+
+
+async def _live(bus: Bus, before: _Sample, interval: float) -> None:
+    from rich.live import Live  # noqa: PLC0415
+
+    with Live(auto_refresh=False, screen=True) as screen:
+        while True:
+            await asyncio.sleep(interval)
+            now = await _look(bus)
+            screen.update(_shown(_told(before, now)), refresh=True)
+            before = now
+
+
+async def _look(bus: Bus) -> _Sample:
+    from petalbus.daemon.cli.looking import backlog, memory  # noqa: PLC0415
+    from petalbus.daemon.cli.streams import find  # noqa: PLC0415
+
+    streams = await find(bus)
+    inboxes = [stream for stream in streams if stream.kind == "inbox"]
+    others = [stream for stream in streams if stream.kind != "inbox"]
+    states = await asyncio.gather(*(backlog(bus, stream) for stream in inboxes))
+    infos = await asyncio.gather(*(bus.call("XINFO", "STREAM", stream.key) for stream in others))
+    added, lengths = {}, {}
+    for stream, flat in zip(others, infos, strict=True):
+        info = dict(zip(flat[::2], flat[1::2], strict=True))
+        added[stream.key] = int(info[b"entries-added"])
+        lengths[stream.key] = stream, int(info[b"length"])
+    waiting = {stream.key: (stream, state) for stream, state in zip(inboxes, states, strict=True)}
+    return _Sample(time.monotonic(), waiting, added, lengths, await memory(bus))
+
+
+def _told(before: _Sample, now: _Sample) -> dict[str, Any]:
+    """Two looks as numbers: what is, and what happened between them a second."""
+    span = now.at - before.at
+    inboxes = []
+    for key, (stream, state) in now.inboxes.items():
+        old = before.inboxes[key][1] if key in before.inboxes else None
+        inboxes.append(
+            {
+                "app": stream.of,
+                "priority": stream.level.name.lower() if stream.level is not None else None,
+                "in_per_s": round((state.added - (old.added if old else 0)) / span, 1),
+                "taken_per_s": round(max(0, state.taken - (old.taken if old else 0)) / span, 1),
+                "waiting": state.waiting,
+                "waiting_at_least": state.counted_to is not None,
+                "pending": state.pending,
+                "redelivered": state.again,
+                "oldest_s": state.oldest,
+            }
+        )
+    inboxes.sort(key=lambda one: (one["app"], -_LEVELS.index(one["priority"])))
+    streams, dead = [], {}
+    for key, (stream, length) in now.lengths.items():
+        if stream.kind == "dead":
+            if length:
+                dead[stream.of] = length
+            continue
+        rate = round((now.added[key] - before.added.get(key, 0)) / span, 1)
+        streams.append({"stream": stream.label, "in_per_s": rate, "length": length})
+    return {
+        "interval_s": round(span, 3),
+        "inboxes": inboxes,
+        "streams": streams,
+        "dead": dead,
+        "redelivered": sum(one["redelivered"] for one in inboxes),
+        "memory": now.memory,
+    }
+
+
+_LEVELS = ("low", "normal", "high", "critical")
+
+
+def _print(told: dict[str, Any]) -> None:
+    from rich.console import Console  # noqa: PLC0415
+
+    console = Console(highlight=False)
+    console.print(_shown(told))
+    if not told["inboxes"] and not told["streams"]:
+        say("nothing has been on this bus yet")
+
+
+def _shown(told: dict[str, Any]) -> Any:
+    from rich.console import Group  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    used, ceiling = told["memory"]["used"] / 2**20, told["memory"]["ceiling"] / 2**20
+    of = f" of {ceiling:.0f}" if ceiling else ""
+    dead = ", ".join(f"{app} {count}" for app, count in told["dead"].items()) or "none"
+    head = f"server memory {used:.1f}{of} MiB    dead letters: {dead}    redelivered: {told['redelivered']}\n"
+    inboxes = [
+        (
+            one["app"],
+            one["priority"],
+            one["in_per_s"],
+            one["taken_per_s"],
+            f"{one['waiting']}{'+' if one['waiting_at_least'] else ''}",
+            one["pending"],
+            one["redelivered"],
+            "" if one["oldest_s"] is None else duration(one["oldest_s"]),
+        )
+        for one in told["inboxes"]
+    ]
+    columns = ("APP", "PRIORITY", ">IN/s", ">TAKEN/s", ">WAITING", ">PENDING", ">AGAIN", ">OLDEST")
+    streams = [(one["stream"], one["in_per_s"], one["length"]) for one in told["streams"]]
+    return Group(Text(head), grid(columns, inboxes), Text(""), grid(("STREAM", ">IN/s", ">LENGTH"), streams))
