@@ -1,4 +1,4 @@
-"""`python -m petalbus.daemon` is `petalbus`. Read on in cli/app.py (the commands) and runtime/daemon.py (`petalbus up`)."""
+"""`python -m petalbus.daemon` is `petalbus`. Read on in cli/app.py (all commands) and runtime/daemon.py (`up`)."""
 
 from petalbus.daemon.cli import main
 

@@ -27,6 +27,7 @@ from petalbus.schemas.vocabulary import APP_PATTERN
 PREFIX: Final = "PETALBUS_"
 FILE_NAME: Final = "petalbus.toml"
 _NOT_IN_FILE: Final = ("data", "config")
+_TABLES: Final = ("keep", "ingest", "mavlink", "sim")
 _NOT_SETTINGS: Final = frozenset({"PETALBUS_TRACEBACK"})
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -64,6 +65,21 @@ class Settings(BaseSettings):
         float, Field(gt=0, le=300, description="how long each part may take to stop before it is left behind (s)")
     ] = 10.0
 
+    keep_topics: Annotated[int, Field(ge=0, description="entries of each topic that stay when all have read them")] = (
+        100_000
+    )
+    keep_inboxes: Annotated[int, Field(ge=0, description="settled records that stay in each inbox")] = 20_000
+    keep_replies: Annotated[int, Field(ge=1, description="replies that stay for each application")] = 10_000
+    keep_dead: Annotated[int, Field(ge=1, description="dead letters that stay for each application")] = 10_000
+    keep_for: Annotated[
+        float, Field(gt=0, description="after so long away a subscriber does not hold history back any more (s)")
+    ] = 3600.0
+
+    ingest_telemetry_rate: Annotated[
+        float | None,
+        Field(gt=0, description="raw telemetry records a second that one program may send; no limit when not given"),
+    ] = None
+
     mavlink_endpoint: Annotated[
         str | None, Field(description="MAVLink endpoint of a real vehicle, such as udpin:0.0.0.0:14550")
     ] = None
@@ -79,9 +95,9 @@ class Settings(BaseSettings):
     ] = 500.0
 
     sim_enabled: Annotated[bool, Field(description="start a simulated vehicle and connect it")] = False
-    sim_autopilot: Annotated[
-        Literal["px4", "ardupilot"], Field(description="whose ways the simulated vehicle has")
-    ] = "px4"
+    sim_autopilot: Annotated[Literal["px4", "ardupilot"], Field(description="whose ways the simulated vehicle has")] = (
+        "px4"
+    )
 
     @field_validator("data", "config")
     @classmethod
@@ -105,6 +121,7 @@ NAMES: Final = tuple(Settings.model_fields)
 _EXAMPLES: Final[dict[str, Any]] = {
     "redis": "redis://user:password@host:6379",
     "server": "/usr/bin/redis-server",
+    "ingest_telemetry_rate": 1000.0,
     "mavlink_endpoint": "udpin:0.0.0.0:14550",
     "mavlink_target_system": 1,
 }
@@ -176,7 +193,7 @@ def example() -> str:
         if name in _NOT_IN_FILE:
             continue
         head, _, tail = name.partition("_")
-        inside = tail if head in ("mavlink", "sim") else name
+        inside = tail if head in _TABLES else name
         if inside != name and head != table:
             table = head
             lines += ["", f"[{table}]"]

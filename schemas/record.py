@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Annotated, Any, Final
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.stamps import BOOT_ID
@@ -34,9 +34,8 @@ _FIELD_NAMES: dict[tuple[bytes, ...], tuple[str, ...]] = {}
 _MAX_CACHED_SHAPES: Final = 1024
 
 
-def _enum_value(value: object) -> object:
-    # pydantic takes bytes for str but not for an enum; the wire is bytes
-    return value.decode("ascii", "replace") if isinstance(value, bytes) else value
+def _word(value: bytes) -> str:
+    return value.decode("ascii", "replace")
 
 
 class Record(BaseModel):
@@ -53,9 +52,9 @@ class Record(BaseModel):
     source: Annotated[str, Field(pattern=APP_PATTERN)]
     raw: Annotated[bytes, Field(alias="data")] = b"{}"
     recipient: Annotated[str, Field(pattern=APP_PATTERN)] | None = None
-    priority: Annotated[Priority, BeforeValidator(_enum_value)] = Priority.NORMAL
+    priority: Priority = Priority.NORMAL
     reply_to: Annotated[str, Field(pattern=ID_PATTERN)] | None = None
-    kind: Annotated[ReplyKind, BeforeValidator(_enum_value)] | None = None
+    kind: ReplyKind | None = None
     wants_reply: bool = False
     deadline: Annotated[int, Field(ge=0)] | None = None
     time: Annotated[int, Field(ge=0)] | None = None
@@ -124,11 +123,13 @@ class Record(BaseModel):
             shape = _remember_shape(names)
         values: dict[str, Any] = dict(zip(shape, fields[1::2], strict=False))
         values["stream_id"] = stream_id
-        # the common spellings, without a detour through the general validators
-        if "priority" in values:
-            values["priority"] = _PRIORITIES.get(values["priority"], values["priority"])
-        if "kind" in values:
-            values["kind"] = _KINDS.get(values["kind"], values["kind"])
+        # pydantic takes bytes for text and numbers, but not for an enumeration
+        priority = values.get("priority")
+        if priority is not None:
+            values["priority"] = _PRIORITIES.get(priority) or _word(priority)
+        kind = values.get("kind")
+        if kind is not None:
+            values["kind"] = _KINDS.get(kind) or _word(kind)
         return cls.checked(values)
 
     @classmethod

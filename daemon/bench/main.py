@@ -12,7 +12,7 @@ from rich.console import Console
 from petalbus.daemon.bench.process import allowed_cores
 from petalbus.daemon.bench.report import print_report
 from petalbus.daemon.bench.result import document
-from petalbus.daemon.bench.run import Settings, console_for, run
+from petalbus.daemon.bench.run import Settings, run
 from petalbus.daemon.bench.scenarios.all import SCENARIOS
 from petalbus.daemon.bench.scenarios.base import Scenario
 from petalbus.daemon.bench.sizes import FULL, QUICK
@@ -50,7 +50,7 @@ def bench(
     except WrongOption as error:
         sys.stderr.write(f"petalbus bench: {error}\n")
         return 2
-    result, machine = asyncio.run(run(settings, console_for(json_output)))
+    result, machine = asyncio.run(run(settings, Console(stderr=True)))
     names = [scenario.NAME for scenario in settings.scenarios]
     asked = {"quick": quick, "rounds": rounds, "scenarios": names}
     targets = [target for target in TARGETS if target.value.scenario in names]

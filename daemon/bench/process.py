@@ -70,6 +70,12 @@ class ChildProcess:
         await asyncio.shield(self._process.wait())
         self._errors.close()
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return self._process.pid
+
     async def loaded(self) -> None:
         """Wait until it has imported what it needs, then pin it. Raises ChildFailed."""
         assert self._process is not None

@@ -9,7 +9,11 @@ from rich.table import Table
 
 from petalbus.daemon.bench.result import RunResult
 from petalbus.daemon.bench.scenarios.base import Scenario
+from petalbus.daemon.bench.stats import median
 from petalbus.daemon.bench.targets import Series, Target
+
+FOREIGN_MUCH = 0.05
+"""Part of the core's time that others may use before the report says that it is not to be relied on."""
 
 _COLOURS = {"pass": "green", "miss": "red", "not measured": "yellow"}
 
@@ -20,6 +24,9 @@ def print_report(console: Console, result: RunResult, scenarios: Sequence[Scenar
         _print_scenario(console, result, scenario)
     names = {scenario.NAME for scenario in scenarios}
     _print_targets(console, result, [target for target in targets if target.value.scenario in names])
+    if result.foreign is not None and result.foreign > FOREIGN_MUCH:
+        text = f"other programs used {result.foreign:.0%} of the measured core meanwhile: measure again when it is quiet"
+        console.print(f"[yellow]disturbed[/] {text}", highlight=False)
     for name, reason in result.skipped.items():
         console.print(f"[yellow]skipped[/] {name}: {reason}", highlight=False)
     for failure in result.failures:
@@ -30,18 +37,22 @@ def _print_scenario(console: Console, result: RunResult, scenario: Scenario) -> 
     labels = list(dict.fromkeys(s.label for s in result.figures if s.scenario == scenario.NAME))
     if not labels:
         return
-    table = Table(title=f"{scenario.TITLE} (medians of {result.rounds} rounds)", title_justify="left")
+    console.print(f"\n{scenario.TITLE} (medians of {result.rounds} round{'s' * (result.rounds > 1)})", highlight=False)
+    table = Table()
     table.add_column("")
     for figure, unit in scenario.UNITS.items():
-        table.add_column(f"{figure.removesuffix('_us')}, {unit}" if unit else figure, justify="right")
-        table.add_column("x ours", justify="right")
+        table.add_column(f"{figure.removesuffix('_us')}, {unit}", justify="right")
+        if figure in scenario.COMPARED:
+            table.add_column("x ours", justify="right")
     for label in labels:
         cells = [label]
         for figure in scenario.UNITS:
-            value = result.median(Series(scenario.NAME, label, figure))
-            own = result.median(Series(scenario.NAME, "petalbus", figure))
+            series = Series(scenario.NAME, label, figure)
+            value = result.median(series)
             cells.append("" if value is None else _number(value))
-            cells.append("" if value is None or not own or label == "petalbus" else _number(value / own))
+            if figure in scenario.COMPARED:
+                ratios = result.ratios(series, Series(scenario.NAME, "petalbus", figure))
+                cells.append(_number(median(ratios)) if ratios and label != "petalbus" else "")
         table.add_row(*cells)
     console.print(table)
 
@@ -49,7 +60,8 @@ def _print_scenario(console: Console, result: RunResult, scenario: Scenario) -> 
 def _print_targets(console: Console, result: RunResult, targets: Sequence[Target]) -> None:
     if not targets:
         return
-    table = Table(title="targets (median of the rounds' ratios)", title_justify="left")
+    console.print("\ntargets (medians of the rounds' ratios)", highlight=False)
+    table = Table()
     for heading in ("what", "ratio", "rounds", "target", ""):
         table.add_column(heading, justify="right" if heading in ("ratio", "target") else "left")
     for target in targets:

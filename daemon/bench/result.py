@@ -33,6 +33,8 @@ class RunResult:
     failures: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     rounds: int = 0
+    foreign: float | None = None
+    """Part (0 to 1) of the measured core's time that other programs used meanwhile; None when nothing was pinned."""
 
     def add(self, scenario: str, label: str, round_number: int, figures: Mapping[str, float]) -> None:
         """Keep the figures of one turn in round ``round_number`` (from 0)."""
@@ -70,6 +72,7 @@ def document(
         "schema_version": SCHEMA_VERSION,
         "machine": dict(machine),
         "settings": dict(settings),
+        "foreign_load": result.foreign,
         "skipped": result.skipped,
         "failures": result.failures,
         "figures": [

@@ -29,6 +29,11 @@ def telemetry(sequence: int, sent: int, padding: str) -> dict[str, Any]:
     return {"sent": sent, "sequence": sequence, "altitude": 10.5, "speed": 3.5, "battery_level": 80.5, "note": padding}
 
 
+def emergency(sequence: int, sent: int) -> dict[str, Any]:
+    """An ``emergency_command`` payload."""
+    return {"sent": sent, "action": "land_immediately", "sequence": sequence}
+
+
 def command_bytes(sequence: int, sent: int, padding: bytes) -> bytes:
     """What the wire carries for ``command``."""
     return _COMMAND % (sent, sequence, padding)
@@ -42,3 +47,10 @@ def sent_at(payload: bytes) -> int:
 def now() -> int:
     """The clock of all time stamps: CLOCK_MONOTONIC in ns, one for all processes."""
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+
+
+def spin(microseconds: int) -> None:
+    """Keep the process busy, as a handler does that computes: nothing else of this process runs meanwhile."""
+    end = time.perf_counter_ns() + microseconds * 1000
+    while time.perf_counter_ns() < end:
+        pass

@@ -7,7 +7,7 @@ import contextlib
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -24,8 +24,10 @@ _NATS_SECONDS: Final = 10.0
 class BenchServer:
     """The server that everybody but NATS is measured on, and what is done to it between two turns."""
 
-    def __init__(self, server: EmbeddedServer, address: str) -> None:
-        self.address = address
+    def __init__(self, server: EmbeddedServer) -> None:
+        assert server.pid is not None, "the server is started"
+        self.address = str(server.paths.socket)
+        self.pid = server.pid
         self.label = server.binary.label if server.binary is not None else "unknown"
         self._url = server.url
 
@@ -53,20 +55,17 @@ async def bench_server(binary: Path | None, core: int | None) -> AsyncIterator[B
     """A fresh embedded server as ``petalbus up`` configures it (append-only file, everysec), on a unix socket."""
     with scratch_directory() as directory:
         async with EmbeddedServer(directory / "data", memory_mb=_MEMORY_MB, binary=binary) as server:
-            assert server.pid is not None
-            pin(server.pid, core)
-            bench = BenchServer(server, str(server.paths.socket))
+            bench = BenchServer(server)
+            pin(bench.pid, core)
             await bench.never_rewrite_by_itself()
             yield bench
 
 
 @asynccontextmanager
-async def nats_server(core: int | None) -> AsyncIterator[str | None]:
-    """A NATS server with JetStream on file storage; its URL, or None where there is no such program."""
+async def nats_server(core: int | None) -> AsyncIterator[tuple[str, int]]:
+    """A NATS server with JetStream on file storage: its URL and process id. Raises RuntimeError or TimeoutError."""
     program = shutil.which("nats-server")
-    if program is None:
-        yield None
-        return
+    assert program is not None, "the caller has looked"
     with scratch_directory() as directory, (directory / "log").open("wb") as log:
         port = _free_port()
         words = ("-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(directory / "store"))
@@ -74,7 +73,7 @@ async def nats_server(core: int | None) -> AsyncIterator[str | None]:
         try:
             await _listens(port, process)
             pin(process.pid, core)
-            yield f"nats://127.0.0.1:{port}"
+            yield f"nats://127.0.0.1:{port}", process.pid
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
@@ -82,7 +81,7 @@ async def nats_server(core: int | None) -> AsyncIterator[str | None]:
 
 
 @contextlib.contextmanager
-def scratch_directory() -> Any:
+def scratch_directory() -> Iterator[Path]:
     """A temporary directory, its path short enough for a unix socket."""
     parent = tempfile.gettempdir()
     directory = Path(tempfile.mkdtemp(prefix="pb-bench-", dir=parent if len(parent) < 40 else "/tmp"))

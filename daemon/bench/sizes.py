@@ -23,6 +23,8 @@ class Sizes:
     publish_slow: int = 3_000
     backlog: int = 100_000
     """LOW records that wait in front of the CRITICAL ones."""
+    backlog_others: int = 20_000
+    """The same for peers that work off fewer than that while they are measured."""
     probes: int = 300
     """CRITICAL records."""
     starts: int = 3_000
@@ -32,6 +34,6 @@ class Sizes:
 FULL = Sizes()
 QUICK = Sizes(
     requests=1000, requests_slow=200, requests_warmup=150, oneway=300, oneway_warmup=50, stream=8_000, stream_slow=2_000,
-    stream_fast=20_000, publish=3_000, publish_slow=1_000, backlog=20_000, probes=100, starts=1_000,
+    stream_fast=20_000, publish=3_000, publish_slow=1_000, backlog=20_000, backlog_others=6_000, probes=100, starts=1_000,
 )  # fmt: skip
 SLOW_PEERS = frozenset({"faststream"})

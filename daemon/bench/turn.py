@@ -64,6 +64,11 @@ class Cast:
         for child in self._children:
             await self._stack.enter_async_context(child)
 
+    @property
+    def pids(self) -> list[int]:
+        """The processes."""
+        return [child.pid for child in self._children]
+
     async def loaded(self) -> None:
         """Wait until all have imported what they need; from then on they do nothing, on the measured core."""
         for child in self._children:

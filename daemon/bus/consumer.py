@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 from petalbus.daemon.bus.connection import Connection, ServerError, pack
@@ -282,8 +283,8 @@ class Consumer:
     def _free_connection(self, stream: str) -> Connection | None:
         return self._reader_of[stream].free_connection
 
-    def _unblock(self, client_id: int) -> None:
-        self._outbox.submit(pack(("CLIENT", "UNBLOCK", client_id)), lambda _reply: None)
+    def _unblock(self, client_id: int, answered: Callable[[Any], None]) -> None:
+        self._outbox.submit(pack(("CLIENT", "UNBLOCK", client_id)), answered)
 
     def _fenced(self, name: str) -> None:
         """Somebody declared us dead (we were stopped, or cut off): everything we held is theirs. Come back as a new one."""

@@ -128,17 +128,15 @@ class DeadLetters:
 
 def edited(letter: DeadLetter, *, data: Any, type: str | None) -> Record:
     """The letter's record with another payload or type; raises RecordInvalid when that is no valid record."""
-    values: dict[str, Any] = {
-        name.decode(): value for name, value in zip(letter.fields[::2], letter.fields[1::2], strict=False)
-    }
+    values = dict(zip(letter.fields[::2], letter.fields[1::2], strict=False))
     if type is not None:
-        values["type"] = type
+        values[b"type"] = type.encode()
     if data is not None:
-        values["data"] = prepare(str(values.get("type", b""), "ascii") if type is None else type, data)
-        values.pop("content_type", None)
-        values.pop("encoding", None)
-    values.pop("deadline", None)  # it has passed; who sends the record again decides anew
-    return Record.checked(values)
+        values[b"data"] = prepare(values.get(b"type", b"").decode("ascii", "replace"), data)
+        values.pop(b"content_type", None)
+        values.pop(b"encoding", None)
+    values.pop(b"deadline", None)  # it has passed; who sends the record again decides anew
+    return Record.from_fields([part for item in values.items() for part in item])
 
 
 def _letter(app: str, entry: bytes, flat: list[bytes]) -> DeadLetter:

@@ -38,7 +38,7 @@ class Reader:
         room: Callable[[Priority], int],
         deliver: Delivery,
         delivered: Callable[[], None],
-        unblock: Callable[[int], None],
+        unblock: Callable[[int, Callable[[Any], None]], None],
         options: BusOptions,
     ) -> None:
         self._levels = {stream.encode(): level for level, stream in streams.items()}
@@ -56,6 +56,7 @@ class Reader:
         self._shape = (0, 0, "")
         self._request = b""
         self._armed = False
+        self._reads = 0
         self._parked = False
         self._stopping = False
         self._stopped = asyncio.Event()
@@ -87,19 +88,31 @@ class Reader:
         ):
             self._reading = frozenset(self._pair)  # ask once
             self._shape = (0, 0, "")
-            self._unblock(self.lane.client_id)
+            self._end_read(self._reads)
 
     async def stop(self, *, timeout: float) -> None:
         """End the read in order: what it still delivers is delivered. Then close the connection."""
         self._stopping = True
         if self._armed and self.lane.connection is not None:
-            self._unblock(self.lane.client_id)
+            self._end_read(self._reads)
             try:
                 async with asyncio.timeout(timeout):
                     await self._stopped.wait()
             except TimeoutError:
                 log.warning("the read on %s did not end within %g s; its entries stay pending", self.lane.name, timeout)
         await self.lane.close()
+
+    def _end_read(self, read: int) -> None:
+        """Release the blocking read, if it is still the one numbered ``read``."""
+        if not self._armed or read != self._reads:
+            return
+
+        def answered(reply: Any) -> None:
+            if reply == 0:
+                # Two connections: this one may have overtaken the read, which then blocks for its full time.
+                self._loop.call_later(0.001, self._end_read, read)
+
+        self._unblock(self.lane.client_id, answered)
 
     def _arm(self) -> None:
         connection = self.lane.connection
@@ -113,6 +126,7 @@ class Reader:
         if self._parked:
             return  # credit() arms again
         self._armed = True
+        self._reads += 1
         connection.send(self._request, self._on_reply, more=True)
         connection.flush()
 

@@ -150,6 +150,11 @@ class Scheduler(Generic[T]):
             if waiting is item:
                 del lane.items[index]
                 level.waiting -= 1
+                if not lane.items and not lane.busy:
+                    del level.lanes[item.lane]
+                elif index == 0 and not lane.busy:
+                    # the lane may wait for the limit of the type that was first: the next one may be of another
+                    heapq.heappush(level.ready, (lane.items[0][0], lane.key))
                 return True
         return False
 

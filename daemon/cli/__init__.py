@@ -5,6 +5,6 @@ from __future__ import annotations
 
 def main() -> None:
     """Run the command line; exits the process with one of the codes in docs/cli.md."""
-    from petalbus.daemon.cli.app import run  # noqa: PLC0415  # `petalbus.daemon.cli` itself costs nothing to import
+    from petalbus.daemon.cli.app import run  # `petalbus.daemon.cli` itself costs nothing to import
 
     raise SystemExit(run())

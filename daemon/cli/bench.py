@@ -31,7 +31,7 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measure PetalBus beside plain clients, other buses and the floor, on a server of its own."""
-    from petalbus.daemon.bench import main  # noqa: PLC0415  # brings everything that it measures
+    from petalbus.daemon.bench import main  # brings everything that it measures
 
     raise typer.Exit(
         main(

@@ -38,7 +38,9 @@ PriorityName = Annotated[
 MessageId = Annotated[
     str | None, typer.Option("--id", metavar="ID", help="Message id; sending it again has no second effect.")
 ]
-Payload = Annotated[str, typer.Argument(metavar="JSON", help="The payload; - reads it from standard input, @FILE a file.")]
+Payload = Annotated[
+    str, typer.Argument(metavar="JSON", help="The payload; - reads it from standard input, @FILE a file.")
+]
 
 
 def data_dir(data: Path | None) -> Path | None:
@@ -51,8 +53,8 @@ def data_dir(data: Path | None) -> Path | None:
 @asynccontextmanager
 async def client(data: Path | None) -> AsyncIterator[Bus]:
     """A client of the running bus, not shown among the applications. Raises NoRunningBus and BusUnavailable."""
-    from petalbus.daemon.bus.options import BusOptions  # noqa: PLC0415
-    from petalbus.daemon.connect import connect  # noqa: PLC0415
+    from petalbus.daemon.bus.options import BusOptions
+    from petalbus.daemon.connect import connect
 
     async with connect(app=TOOL_APP, data=data_dir(data), options=BusOptions(presence=False)) as bus:
         yield bus
@@ -61,12 +63,13 @@ async def client(data: Path | None) -> AsyncIterator[Bus]:
 def run(main: Coroutine[Any, Any, T], *, show_log: bool = False) -> T:
     """Run a command's coroutine. The library's log is silent, unless the command stays: what fails is an error here."""
     logger = logging.getLogger("petalbus")
-    handler: logging.Handler = logging.NullHandler()
-    if show_log:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("petalbus: %(message)s"))
+    handler: logging.Handler = logging.StreamHandler() if show_log else logging.NullHandler()
+    handler.setFormatter(logging.Formatter("petalbus: %(message)s"))
     logger.addHandler(handler)
-    return asyncio.run(main)
+    try:
+        return asyncio.run(main)
+    finally:
+        logger.removeHandler(handler)
 
 
 def parse_json(text: str) -> Any:
@@ -89,14 +92,14 @@ def parse_json(text: str) -> Any:
         near = text[max(0, error.pos - _NEAR) : error.pos + _NEAR]
         where = f"line {error.lineno} column {error.colno}"
         what = error.msg[0].lower() + error.msg[1:]
-        raise BadUsage(f"{place}: {what} at {where}, near {near!r}" if near else f"{place}: {what}: it is empty") from None
+        raise BadUsage(f"{place}: {what} at {where}" + (f", near {near!r}" if near else "")) from None
     except (ValueError, RecursionError) as error:
         raise BadUsage(f"{place}: {error}") from None
 
 
 def priority_of(text: str) -> int:
     """A priority level by name or number; raises BadUsage."""
-    from petalbus.schemas.vocabulary import Priority  # noqa: PLC0415
+    from petalbus.schemas.vocabulary import Priority
 
     try:
         return Priority.parse(text)
@@ -119,7 +122,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: st
     if not rows:
         say(empty)
         return
-    from rich.console import Console  # noqa: PLC0415  # costs 0.1 s
+    from rich.console import Console  # costs 0.1 s
 
     # A pipe gets whole lines: there is no width there to cut them to.
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 1000, highlight=False)
@@ -128,8 +131,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: st
 
 def grid(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Any:
     """A table to print, as rich has it."""
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.table import Table
+    from rich.text import Text
 
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:

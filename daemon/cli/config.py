@@ -21,15 +21,13 @@ def show(
     json: Json = False,
 ) -> None:
     """Print every setting with its value, as `petalbus up` with the same options would see it."""
-    from petalbus.daemon.config import Settings, load, parse_assignments  # noqa: PLC0415  # brings pydantic along
+    from petalbus.daemon.config import Settings, load, parse_assignments  # brings pydantic along
 
     given: dict[str, Any] = {**parse_assignments(settings or []), "data": data, "config": config}
     loaded = load(given)
     rows = list(loaded.shown())
     if json:
-        say_json(
-            {name: {"value": value, "origin": source} if origin else value for name, value, source in rows}
-        )
+        say_json({name: {"value": value, "origin": source} if origin else value for name, value, source in rows})
         return
     shown = [
         (name, "-" if value is None else value, source if origin else Settings.model_fields[name].description)
@@ -43,7 +41,7 @@ def show(
 @app.command("example")
 def example(data: Data = None, json: Json = False) -> None:  # noqa: ARG001  # every command takes --data
     """Print a settings file with every setting, its meaning and its default."""
-    from petalbus.daemon import config  # noqa: PLC0415
+    from petalbus.daemon import config
 
     text = config.example()
     if json:

@@ -52,6 +52,7 @@ _CODES: Final = {
     "request_timeout": Exit.TIMEOUT,
     "data_directory_in_use": Exit.IN_USE,
     "config": Exit.USAGE,
+    "ENDPOINT_INVALID": Exit.USAGE,
 }
 
 
@@ -61,8 +62,8 @@ def report(error: BaseException, *, as_json: bool) -> int:
         code, text, number = "usage", _usage_text(error), Exit.USAGE
     elif isinstance(error, Refused):
         code, text, number = error.code, str(error), error.exit_code
-    elif isinstance(code := getattr(error, "code", None), str):
-        text, number = str(error), _CODES.get(code, Exit.REFUSED)
+    elif isinstance(stable := getattr(error, "code", None), str):
+        code, text, number = stable, str(error), _CODES.get(stable, Exit.REFUSED)
     elif getattr(error, "prefix", None):  # an error reply of the server that the bus has no word for
         code, text, number = "server_error", str(error), Exit.REFUSED
     else:

@@ -19,9 +19,9 @@ def inbox(
     """List the records that wait for APP or that it works on, most urgent first, with their age."""
 
     async def work() -> None:
-        from petalbus.daemon.cli.looking import Waiting, backlog, waiting_records  # noqa: PLC0415
-        from petalbus.daemon.cli.showing import as_object  # noqa: PLC0415
-        from petalbus.daemon.cli.streams import find, parse  # noqa: PLC0415
+        from petalbus.daemon.cli.looking import Waiting, backlog, waiting_records
+        from petalbus.daemon.cli.showing import as_object
+        from petalbus.daemon.cli.streams import find, parse
 
         found: list[Waiting] = []
         totals: list[str] = []
@@ -33,8 +33,7 @@ def inbox(
                 raise Refused(f"no app {app!r} has ever been on this bus; known: {known or 'none'}", code="unknown_app")
             for stream in reversed(streams):
                 state = await backlog(bus, stream)
-                level = stream.level.name.lower() if stream.level is not None else "?"
-                totals.append(f"{level} {state.waiting}+{state.pending}")
+                totals.append(f"{stream.priority} {state.waiting}+{state.pending}")
                 found += await waiting_records(bus, stream, count)
         if json:
             for one in found:
@@ -44,13 +43,10 @@ def inbox(
             return
         rows = []
         for one in found:
-            record, level = one.shown.record, one.shown.stream.level
-            name = level.name.lower() if level is not None else "?"
-            state_text = "waiting" if one.consumer is None else f"attempt {one.attempt} at {one.consumer}"
-            told_id, told_type, source = ("?", one.shown.problem, "?") if record is None else (
-                record.id, record.type, record.source,
-            )  # fmt: skip
-            rows.append((name, duration(one.age), told_type, source, told_id, state_text))
+            record = one.shown.record
+            what = ("?", "?", one.shown.problem) if record is None else (record.type, record.source, record.id)
+            where = "waiting" if one.consumer is None else f"attempt {one.attempt} at {one.consumer}"
+            rows.append((one.shown.stream.priority, duration(one.age), *what, where))
         columns = ("PRIORITY", ">AGE", "TYPE", "SOURCE", "ID", "STATE")
         table(columns, rows, empty=f"nothing waits for {app}")
         if rows:

@@ -23,7 +23,7 @@ _Row = tuple[bytes, list[bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """One record of an inbox that is not settled. ``consumer`` has it (None: nobody yet), for the ``attempt``-th time."""
+    """One unsettled record of an inbox. ``consumer`` has it (None: nobody yet); this is attempt number ``attempt``."""
 
     shown: Shown
     consumer: str | None
@@ -105,7 +105,7 @@ def age_of(shown: Shown) -> float | None:
 
 
 async def _count_after(bus: Bus, stream: Stream, last: bytes, lag: Any) -> tuple[int, int | None]:
-    """How many entries follow ``last``. The server forgets the number once an entry was deleted: then they are counted."""
+    """How many entries follow ``last``. Once an entry was deleted the server does not know: then they are counted."""
     if lag is not None:
         return int(lag), None
     number, after = 0, last

@@ -1,4 +1,7 @@
 """`petalbus replay`: recorded history into a fresh bus."""
+
 from __future__ import annotations
+
+
 def replay() -> None:
     """To come."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from petalbus.schemas.record import Record
 
 
-def request(
+def request(  # noqa: PLR0913, PLR0917  # the options of a command
     recipient: App,
     record_type: Annotated[str, typer.Argument(metavar="TYPE", help="The record's type, such as command.")],
     payload: Payload,
@@ -47,7 +47,7 @@ def request(
 
     def show(reply: Record) -> None:
         if json:
-            from petalbus.daemon.cli.showing import as_object  # noqa: PLC0415
+            from petalbus.daemon.cli.showing import as_object
 
             say_json(as_object(reply))
         else:
@@ -55,7 +55,7 @@ def request(
             say(f"{kind} from {reply.source}: {_text(reply.data)}")
 
     async def work() -> None:
-        from petalbus.daemon.bus.errors import ReplyError, RequestCancelled  # noqa: PLC0415
+        from petalbus.daemon.bus.errors import ReplyError, RequestCancelled
 
         async with client(data) as bus:
             try:

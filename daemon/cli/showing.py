@@ -142,8 +142,7 @@ _COLOURS: Final = {"inbox": "cyan", "replies": "green", "dead": "red", "control"
 def _arrow(stream: Stream, record: Record | None) -> str:
     source = record.source if record is not None else "?"
     if stream.kind == "inbox":
-        level = stream.level.name.lower() if stream.level is not None else ""
-        return f"inbox   {source} -> {stream.of} {level}"
+        return f"inbox   {source} -> {stream.of} {stream.priority}"
     if stream.kind == "replies":
         return f"reply   {source} -> {stream.of}"
     if stream.kind == "topic":
@@ -169,7 +168,7 @@ def _text(value: Any) -> str:
 @cache
 def _mavlink_decode() -> Callable[[Record], dict[str, Any]] | None:
     try:
-        from petalbus.handlers.mavlink.decode import decode  # noqa: PLC0415  # only when there is a frame to show
+        from petalbus.handlers.mavlink.decode import decode  # only when there is a frame to show
     except ImportError:  # a machine without pymavlink still shows the frames, as bytes
         return None
     return decode

@@ -1,4 +1,4 @@
-"""The streams of a bus by the names that people use: ``mavlink.rx``, ``inbox:vehicle``, ``replies:gcs``, ``dead:vehicle``."""
+"""The streams of a bus by the names that people use, such as ``mavlink.rx``, ``inbox:vehicle`` and ``replies:gcs``."""
 
 from __future__ import annotations
 
@@ -32,8 +32,13 @@ class Stream:
         if self.kind == "topic":
             return self.of
         if self.level is not None:
-            return f"{self.kind}:{self.of}:{self.level.name.lower()}"
+            return f"{self.kind}:{self.of}:{self.priority}"
         return f"{self.kind}:{self.of}" if self.of else self.kind
+
+    @property
+    def priority(self) -> str:
+        """The name of its priority level; empty where it has none."""
+        return self.level.name.lower() if self.level is not None else ""
 
 
 def named(keys: Keys, key: str) -> Stream:
@@ -86,7 +91,7 @@ async def find(bus: Bus) -> list[Stream]:
 
 async def groups(bus: Bus, stream: Stream) -> dict[str, dict[str, Any]]:
     """The consumer groups of a stream by name, as XINFO GROUPS tells them; none when there is no such stream."""
-    from petalbus.daemon.bus.connection import ServerError  # noqa: PLC0415
+    from petalbus.daemon.bus.connection import ServerError
 
     try:
         rows = await bus.call("XINFO", "GROUPS", stream.key)

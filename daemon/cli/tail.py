@@ -83,7 +83,7 @@ class _Viewer:
 
     async def open(self) -> None:
         """Find the streams. Raises Refused when the one that was named does not exist."""
-        from petalbus.daemon.cli.streams import find, parse  # noqa: PLC0415
+        from petalbus.daemon.cli.streams import find, parse
 
         there = await find(self._bus)
         if self._wanted is None:
@@ -110,8 +110,8 @@ class _Viewer:
 
     async def follow(self) -> None:
         """Print what comes, for ever."""
-        from petalbus.daemon.bus.errors import OutcomeUnknown  # noqa: PLC0415
-        from petalbus.daemon.cli.streams import find, named  # noqa: PLC0415
+        from petalbus.daemon.bus.errors import OutcomeUnknown
+        from petalbus.daemon.cli.streams import find, named
 
         reads = 0
         while True:
@@ -138,7 +138,8 @@ class _Viewer:
         rows: list[_Row] = []
         end, size = b"+", 0
         while len(rows) < max(most, 1) and size < _MAX_BYTES:
-            page = await self._bus.call("XREVRANGE", stream.key, end, "-", "COUNT", min(_PAGE, max(most, 1) - len(rows)))
+            number = min(_PAGE, max(most, 1) - len(rows))
+            page = await self._bus.call("XREVRANGE", stream.key, end, "-", "COUNT", number)
             if not page:
                 break
             rows += page
@@ -149,8 +150,8 @@ class _Viewer:
         return [_Raw(stream, entry, fields) for entry, fields in reversed(rows[:most])]
 
     async def _show(self, rows: Sequence[_Raw]) -> None:
-        from petalbus.daemon.cli.showing import entry_object, in_order, line, read_entry  # noqa: PLC0415
-        from petalbus.schemas.stamps import boot_clock_ns  # noqa: PLC0415
+        from petalbus.daemon.cli.showing import entry_object, in_order, line, read_entry
+        from petalbus.schemas.stamps import boot_clock_ns
 
         entries: list[Shown] = []
         for row in rows:
@@ -164,7 +165,7 @@ class _Viewer:
                 say(line(one, now=now, width=self._width, paint=self._paint))
 
     async def _form(self, stream: Stream, fields: Sequence[bytes]) -> CompactForm | None:
-        from petalbus.schemas.compact import CompactForm, is_compact  # noqa: PLC0415
+        from petalbus.schemas.compact import CompactForm, is_compact
 
         if stream.kind != "topic" or not is_compact(fields):
             return None
@@ -214,4 +215,3 @@ def _type_of(fields: Sequence[bytes]) -> bytes:
 
 def _family(stream: Stream) -> str:
     return f"{stream.kind}:{stream.of}" if stream.kind == "inbox" else stream.label
-

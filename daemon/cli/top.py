@@ -59,7 +59,7 @@ def top(
 
 
 async def _live(bus: Bus, before: _Sample, interval: float) -> None:
-    from rich.live import Live  # noqa: PLC0415
+    from rich.live import Live
 
     with Live(auto_refresh=False, screen=True) as screen:
         while True:
@@ -70,8 +70,8 @@ async def _live(bus: Bus, before: _Sample, interval: float) -> None:
 
 
 async def _look(bus: Bus) -> _Sample:
-    from petalbus.daemon.cli.looking import backlog, memory  # noqa: PLC0415
-    from petalbus.daemon.cli.streams import find  # noqa: PLC0415
+    from petalbus.daemon.cli.looking import backlog, memory
+    from petalbus.daemon.cli.streams import find
 
     streams = await find(bus)
     inboxes = [stream for stream in streams if stream.kind == "inbox"]
@@ -96,7 +96,7 @@ def _told(before: _Sample, now: _Sample) -> dict[str, Any]:
         inboxes.append(
             {
                 "app": stream.of,
-                "priority": stream.level.name.lower() if stream.level is not None else None,
+                "priority": stream.priority,
                 "in_per_s": round((state.added - (old.added if old else 0)) / span, 1),
                 "taken_per_s": round(max(0, state.taken - (old.taken if old else 0)) / span, 1),
                 "waiting": state.waiting,
@@ -129,7 +129,7 @@ _LEVELS = ("low", "normal", "high", "critical")
 
 
 def _print(told: dict[str, Any]) -> None:
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
     console = Console(highlight=False)
     console.print(_shown(told))
@@ -138,8 +138,8 @@ def _print(told: dict[str, Any]) -> None:
 
 
 def _shown(told: dict[str, Any]) -> Any:
-    from rich.console import Group  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.console import Group
+    from rich.text import Text
 
     used, ceiling = told["memory"]["used"] / 2**20, told["memory"]["ceiling"] / 2**20
     of = f" of {ceiling:.0f}" if ceiling else ""

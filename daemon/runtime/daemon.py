@@ -1,7 +1,7 @@
 """The daemon: what `petalbus up` runs, from taking the data directory to giving it back.
 
-Up:    lock -> server -> bus (app "petalbus") -> bus.json -> services -> MAVLink handler -> simulated vehicle -> ready
-Down:  simulated vehicle -> MAVLink handler -> services -> bus.json -> bus -> server -> lock
+Up:    lock -> server -> simulated vehicle -> bus (app "petalbus") -> services -> MAVLink handler -> bus.json -> ready
+Down:  bus.json -> simulated vehicle -> MAVLink handler -> services -> bus -> server -> lock
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import structlog
 
+import petalbus
 from petalbus._version import __version__
 from petalbus.daemon.bus.client import Bus
 from petalbus.daemon.bus.options import BusOptions
@@ -25,6 +26,7 @@ from petalbus.daemon.paths import DataPaths
 from petalbus.daemon.runtime.answers import answer
 from petalbus.daemon.runtime.parts import endpoint_of, mavlink_part, simulator_part, vehicle_heard
 from petalbus.daemon.runtime.report import Report
+from petalbus.daemon.runtime.services import SERVICES, prepare, service_part
 from petalbus.daemon.runtime.supervisor import Supervisor
 from petalbus.daemon.server import (
     DataLock,
@@ -48,12 +50,7 @@ log: Final = structlog.get_logger(__name__)
 
 def run(settings: Settings, report: Report) -> None:
     """Run a daemon until SIGINT or SIGTERM. Raises what kept it from starting, or from going on."""
-    try:
-        from uvloop import new_event_loop  # noqa: PLC0415  # not installed everywhere
-    except ImportError:
-        new_event_loop = asyncio.new_event_loop
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(Daemon(settings, report).run())
+    petalbus.run(Daemon(settings, report).run())
 
 
 class Daemon:
@@ -111,22 +108,28 @@ class Daemon:
         endpoint = endpoint_of(settings)
         await self._lock.acquire()
         stack.callback(self._lock.release)
+        supervisor = self._supervisor = Supervisor(tasks, self._report, stop_timeout=settings.stop_timeout)
         await self._provide_server(stack, tasks)
+        if settings.sim_enabled and endpoint is not None:
+            # before it is needed: it takes longer to start than everything that follows
+            supervisor.start("sim", simulator_part(settings, endpoint), stops=0)
+            stack.push_async_callback(supervisor.stop)
         bus = self._bus = self._connect(APP)
+        await prepare(bus, settings)
         answer(bus, self.status)
         await stack.enter_async_context(bus)
         await bus.listen()
-        supervisor = self._supervisor = Supervisor(tasks, self._report, stop_timeout=settings.stop_timeout)
         stack.push_async_callback(supervisor.stop)
-        mavlink = None
+        for name, make in SERVICES.items():
+            supervisor.start(name, service_part(make, bus, settings), stops=2)
         if endpoint is not None:
-            mavlink = supervisor.start("mavlink", mavlink_part(self._connect, settings, endpoint))
-            if settings.sim_enabled:
-                supervisor.start("sim", simulator_part(settings, endpoint))
+            supervisor.start("mavlink", mavlink_part(self._connect, settings, endpoint), stops=1)
         pid = self._server.pid if self._server is not None else None
         self._running = announce(self._paths, url=self._url, bus=settings.bus, server_pid=pid)
         stack.callback(withdraw, self._paths)
-        heard = mavlink is not None and await vehicle_heard(mavlink, within=_VEHICLE_SECONDS if settings.sim_enabled else 0)
+        heard = endpoint is not None and await vehicle_heard(
+            supervisor.parts["mavlink"], within=_VEHICLE_SECONDS if settings.sim_enabled else 0
+        )
         self._starting = None
         self._say_ready(endpoint, heard=heard)
 

@@ -39,9 +39,10 @@ RunPart = Callable[["Kept"], Awaitable[None]]
 class Kept:
     """One part that is kept running."""
 
-    def __init__(self, name: str, run: RunPart) -> None:
+    def __init__(self, name: str, run: RunPart, stops: int) -> None:
         self.name = name
         self.run = run
+        self.stops = stops
         self.state = State.STARTING
         self.restarts = 0
         self.last_error: str | None = None
@@ -78,15 +79,15 @@ class Supervisor:
         self._report = report
         self._stop_timeout = stop_timeout
 
-    def start(self, name: str, run: RunPart) -> Kept:
-        """Start a part; it is started again whenever it ends."""
-        kept = self.parts[name] = Kept(name, run)
+    def start(self, name: str, run: RunPart, *, stops: int) -> Kept:
+        """Start a part; it is started again whenever it ends. ``stops``: the lower, the earlier it is stopped."""
+        kept = self.parts[name] = Kept(name, run, stops)
         kept.task = self._tasks.create_task(self._keep(kept), name=f"petalbus.part.{name}")
         return kept
 
     async def stop(self) -> None:
-        """Stop all parts, the last started first, each within the time allowed."""
-        for kept in reversed(self.parts.values()):
+        """Stop all parts one after the other, each within the time allowed."""
+        for kept in sorted(self.parts.values(), key=lambda part: part.stops):
             if kept.task is None or kept.task.done():
                 continue
             kept.task.cancel()
@@ -112,7 +113,7 @@ class Supervisor:
                 try:
                     await kept.run(kept)
                     reason = "it ended by itself"
-                except Exception as error:  # noqa: BLE001  # whatever a part raises must not end the others
+                except Exception as error:  # whatever a part raises must not end the others
                     reason = explained(error)
                     log.debug("a part failed", part=kept.name, exc_info=error)
                 failures = 1 if time.monotonic() - started > _WORKED_SECONDS else failures + 1
@@ -133,4 +134,6 @@ def explained(error: BaseException) -> str:
     if isinstance(error, BaseExceptionGroup):
         return "; ".join(dict.fromkeys(explained(one) for one in error.exceptions))
     text = " ".join(str(error).split())
-    return text if hasattr(error, "code") and text else f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if text and hasattr(error, "code"):  # one of ours: a whole sentence
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

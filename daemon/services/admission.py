@@ -30,7 +30,7 @@ MAX_BESIDE_BYTES: Final = 64 * 1024
 
 MAX_DEADLINE_SECONDS: Final = 366 * 86_400
 
-ADDRESSED: Final = frozenset({"command", "command_response", "emergency_command", "status_request", "configuration", "ping"})
+ADDRESSED: Final = frozenset(PAYLOADS) - {"telemetry", "alert"}
 """Types that are meant for somebody: without a recipient they would end in a topic that nobody reads."""
 
 _FINAL_STATES: Final = {ReplyKind.RESULT: "c", ReplyKind.ERROR: "f", ReplyKind.CANCELLED: "x"}
@@ -79,7 +79,7 @@ def _check_form(fields: list[bytes]) -> None:
         twice = next(name for name in names if names.count(name) > 1)
         raise RecordInvalid(_shown(twice), "occurs more than once", limit="each field once")
     if b"id" not in names:
-        raise RecordInvalid("id", "is missing", limit="a message id of the sender's choice: 1 to 128 visible ASCII characters")
+        raise RecordInvalid("id", "is missing", limit="1 to 128 visible ASCII characters")
     beside = 0
     for name, value in zip(names, fields[1::2], strict=True):
         beside += len(name) + (len(value) if name != b"data" else 0)
@@ -145,9 +145,9 @@ def _nanoseconds(timeout: object) -> int:
 
 def _route_reply(record: Record, keys: Keys) -> Admission:
     if record.reply_to is None:
-        raise RecordInvalid("reply_to", f"is missing in a reply of kind {record.kind}", limit="the id of the record it answers")
+        raise RecordInvalid("reply_to", f"is missing in a reply ({record.kind})", limit="the id of what it answers")
     if record.recipient is None:
-        raise RecordInvalid("recipient", "is missing in a reply", limit="the source of the record it answers")
+        raise RecordInvalid("recipient", "is missing in a reply", limit="the source of what it answers")
     kind = record.kind = record.kind or ReplyKind.RESULT
     claim = f"{record.source}|{record.recipient}"
     state = _FINAL_STATES.get(kind, _PROCESSING)
@@ -157,7 +157,7 @@ def _route_reply(record: Record, keys: Keys) -> Admission:
 def _topic(record: Record) -> str:
     named = record.extra.get("topic")
     if named is None and record.type in ADDRESSED:
-        raise RecordInvalid("recipient", f"is missing; type {record.type!r} is for somebody", limit="an app id, or a topic")
+        raise RecordInvalid("recipient", f"is missing; a {record.type} is for somebody", limit="an app id, or a topic")
     if named is None:
         topic = record.type.partition(".")[0]
     else:

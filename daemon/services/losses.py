@@ -1,14 +1,13 @@
 """What is lost is said: records of type ``bus.loss`` in the topic of the same name, each with an exact range of ids.
 
-Their data: ``stream``, ``first`` and ``last`` (stream ids, both lost), ``count``, ``reason``; where they apply ``source``,
-``runs`` (several ranges ``[first, last, count]``), ``unread_by`` (the groups that had not read all of it).
+Their data: ``stream``, ``first`` and ``last`` (stream ids, both lost), ``count``, ``reason``; where they apply
+``source``, ``runs`` (several ranges ``[first, last, count]``), ``unread_by`` (the groups that had not read all of it).
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from petalbus.daemon.bus.keys import Keys
@@ -33,76 +32,83 @@ def report_stamps(app: str) -> list[bytes]:
     ]
 
 
-@dataclass(slots=True)
 class _Refused:
-    """What one source sent above its rate: entry ids, and the runs that they form in what it sent."""
+    """A part of what one source sent above its rate: entry ids, and the runs that they form in what it sent."""
 
-    entries: list[bytes] = field(default_factory=list)
-    runs: list[list[Any]] = field(default_factory=list)
-    broken: bool = True
+    __slots__ = ("broken", "entries", "runs")
+
+    def __init__(self) -> None:
+        self.entries: list[bytes] = []
+        self.runs: list[tuple[str, str, int]] = []
+        self.broken = True
 
     def add(self, entry: bytes) -> None:
         self.entries.append(entry)
         name = entry.decode()
         if self.broken:
-            self.runs.append([name, name, 1])
+            self.runs.append((name, name, 1))
             self.broken = False
         else:
-            run = self.runs[-1]
-            run[1] = name
-            run[2] += 1
+            first, _, count = self.runs[-1]
+            self.runs[-1] = (first, name, count + 1)
 
 
 class Losses:
-    """Telemetry above a source's rate: left unacknowledged until the report is written in one step with it."""
+    """Ingest entries that are not adopted: acknowledged only in one step with their report."""
 
     def __init__(self, keys: Keys, *, app: str, group: str) -> None:
-        self._keys = keys
         self._app = app
         self._group = group
-        self._refused: dict[str, _Refused] = {}
+        self._ingest = keys.ingest
+        self._topic = keys.topic(LOSS)
+        self._refused: dict[str, list[_Refused]] = {}
         self.reported = 0
 
     def __len__(self) -> int:
-        return sum(len(refused.entries) for refused in self._refused.values())
+        return sum(len(part.entries) for parts in self._refused.values() for part in parts)
 
-    def add(self, source: str, entry: bytes) -> None:
-        """Take note of one entry that is not adopted."""
-        self._refused.setdefault(source, _Refused()).add(entry)
+    def refuse(self, source: str, entry: bytes) -> None:
+        """Take note of an entry of a source that sends too much."""
+        parts = self._refused.setdefault(source, [_Refused()])
+        if len(parts[-1].entries) >= MAX_IDS:
+            parts.append(_Refused())
+        parts[-1].add(entry)
 
     def accepted(self, source: str) -> None:
         """One of that source was adopted: a later refusal begins a new run."""
-        refused = self._refused.get(source)
-        if refused is not None:
-            refused.broken = True
+        parts = self._refused.get(source)
+        if parts is not None:
+            parts[-1].broken = True
 
-    def held(self) -> set[bytes]:
-        """The entries that wait for their report."""
-        return {entry for refused in self._refused.values() for entry in refused.entries}
+    async def report(self, outbox: Outbox, *, rate: float) -> list[bytes]:
+        """Report everything noted so far; the entries that are settled by it.
 
-    async def report(self, outbox: Outbox, *, rate: float) -> None:
-        """Write the reports of everything noted so far. Raises BusError or ServerError; nothing is forgotten then."""
-        for source in list(self._refused):
-            refused = self._refused[source]
+        Raises BusError or ServerError; what is not reported then is kept.
+        """
+        settled: list[bytes] = []
+        while self._refused:
+            source, parts = next(iter(self._refused.items()))
+            part = parts[0]
             reason = f"{source} sends more than {rate:g} telemetry records a second"
-            await self.discard(outbox, refused.entries, reason=reason, source=source, runs=refused.runs)
-            if self._refused.get(source) is refused:
+            await self.discard(outbox, part.entries, reason=reason, source=source, runs=part.runs)
+            settled += part.entries
+            parts.remove(part)
+            if not parts and self._refused.get(source) is parts:
                 del self._refused[source]
+        return settled
 
     async def discard(self, outbox: Outbox, entries: list[bytes], *, reason: str, **more: Any) -> None:
-        """Acknowledge ingest entries that are not adopted, and report them."""
-        for at in range(0, len(entries), MAX_IDS):
-            part = entries[at : at + MAX_IDS]
-            data = {
-                "stream": self._keys.ingest,
-                "first": part[0].decode(),
-                "last": part[-1].decode(),
-                "count": len(part),
-                "reason": reason,
-                **{name: value for name, value in more.items() if name != "runs" or len(entries) <= MAX_IDS},
-            }
-            fields = [b"data", encode_json(data), *report_stamps(self._app)]
-            streams = [self._keys.ingest, self._keys.topic(LOSS)]
-            await outbox.run("discard", streams, [self._group, len(part), *part, *fields])
-            self.reported += len(part)
-        log.warning("%d records in %s were not adopted: %s", len(entries), self._keys.ingest, reason)
+        """Acknowledge ingest entries (at most MAX_IDS) that are not adopted, and report them, in one step."""
+        count = len(entries)
+        data = {
+            "stream": self._ingest,
+            "first": entries[0].decode(),
+            "last": entries[-1].decode(),
+            "count": count,
+            "reason": reason,
+            **more,
+        }
+        fields = [b"data", encode_json(data), *report_stamps(self._app)]
+        await outbox.run("discard", [self._ingest, self._topic], [self._group, count, *entries, *fields])
+        self.reported += count
+        log.warning("%d records in %s were not adopted: %s", count, self._ingest, reason)

@@ -114,7 +114,13 @@ class MavlinkHandler:
     ) -> bool | None:
         # The handlers stay registered: a command that still comes in gets a clear refusal instead of a dead letter.
         self._stopping = True
-        return await self._stack.__aexit__(kind, error, trace)
+        try:
+            return await self._stack.__aexit__(kind, error, trace)
+        except BaseExceptionGroup as group:
+            # the task group wraps also what the block itself raised; one error is told as it is
+            if len(group.exceptions) == 1:
+                raise group.exceptions[0] from None
+            raise
 
     def _on_frames(self, frames: Sequence[Frame], mono_ns: int) -> None:
         self.vehicle.on_frames(frames)

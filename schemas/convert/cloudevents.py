@@ -62,6 +62,7 @@ _PLAIN_IN_HEADERS: Final = "".join(chr(code) for code in range(0x21, 0x7F) if ch
 
 _ATTRIBUTE_NAME: Final = re.compile(r"[a-z0-9]+")
 _EXTENSION_NAME: Final = re.compile(r"[a-z0-9]{1,20}")
+_PLAIN_JSON: Final = re.compile(r"application/json\s*(?:;\s*charset=\"?utf-8\"?\s*)?", re.IGNORECASE)
 _JSON_MEDIA: Final = re.compile(r"[^/;]+/(?:[^/;]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
 _TEXT_MEDIA: Final = re.compile(r"(?:text/[^/;]+|[^/;]+/(?:[^/;]+\+)?xml)\s*(?:;.*)?", re.IGNORECASE)
 
@@ -214,7 +215,7 @@ def _read(attributes: JsonObject) -> WireFields:
     if sent is not None:
         fields["time"] = b"%d" % sent
     content_type = attributes.get("datacontenttype", JSON_TYPE)
-    if content_type != JSON_TYPE:
+    if _PLAIN_JSON.fullmatch(content_type) is None:
         fields["content_type"] = utf8(content_type, under="datacontenttype")
     for name, attribute in _OURS.items():
         value = attributes.get(attribute)

@@ -26,8 +26,10 @@ KEPT: Final = "kept.communication"
 """The record field that keeps what only a message has."""
 
 _NS: Final = 1_000_000_000
-_LATEST: Final = 100_000_000_000
-"""Largest time or timeout in seconds; a time in milliseconds is beyond it, which is the usual mistake."""
+_LATEST: Final = 9_000_000_000
+"""Latest timestamp in seconds since 1970, in the year 2255; one in milliseconds, the usual mistake, is beyond it."""
+_LONGEST: Final = 100_000_000
+"""Longest timeout in seconds: three years."""
 _FAILED: Final = frozenset({"failed", "error"})
 
 
@@ -187,7 +189,7 @@ def _write(record: Record) -> JsonObject:
         "priority": int(record.priority),
         "timestamp": timestamp,
         "reply_to": record.reply_to,
-        "timeout": timeout if timeout is not None and timeout <= _LATEST else None,
+        "timeout": timeout if timeout is not None and timeout <= _LONGEST else None,
     }
 
 
@@ -205,18 +207,18 @@ def _check(message: CommunicationMessage) -> None:
     """Refuse what the dataclass lets through; names and ids are checked by the record."""
     if not isinstance(message.payload, dict):
         raise RecordInvalid("payload", f"is {type(message.payload).__name__}", limit="an object")
-    if not _seconds(message.timestamp):
-        raise RecordInvalid("timestamp", f"is {message.timestamp!r}", limit="seconds since 1970")
-    if message.timeout is not None and not _seconds(message.timeout):
-        raise RecordInvalid("timeout", f"is {message.timeout!r}", limit="seconds, 0 or more, or null")
+    if not _seconds(message.timestamp, _LATEST):
+        raise RecordInvalid("timestamp", f"is {message.timestamp!r}", limit=f"seconds since 1970, at most {_LATEST}")
+    if message.timeout is not None and not _seconds(message.timeout, _LONGEST):
+        raise RecordInvalid("timeout", f"is {message.timeout!r}", limit=f"0 to {_LONGEST} seconds, or null")
     if message.reply_to is not None and not isinstance(message.reply_to, str):
         raise RecordInvalid("reply_to", f"is {message.reply_to!r}", limit="the id of a message, or null")
 
 
-def _seconds(value: object) -> bool:
+def _seconds(value: object, most: int) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value) and 0 <= value <= _LATEST
+    return math.isfinite(value) and 0 <= value <= most
 
 
 _EXCHANGE: Final = Exchange(

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from petalbus.schemas.convert.exchange import Exchange, JsonObject, WireFields
-from petalbus.schemas.convert.names import bus_id, content_id, ns_from_seconds, time_ns, time_text
+from petalbus.schemas.convert.names import bus_id, content_id, ns_from_seconds, time_ns, time_text, wire_ns
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.payloads import decode_json, encode_json
 from petalbus.schemas.record import JSON_TYPE, Record
@@ -153,7 +153,7 @@ def _time(value: Any) -> int | None:
         return time_ns(value)
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1e14:
         # seconds reach 1e11 in the year 5138, milliseconds reached it in 1973
-        return ns_from_seconds(value) if value < 1e11 else ns_from_seconds(value) // 1000
+        return wire_ns(ns_from_seconds(value) if value < 1e11 else ns_from_seconds(value) // 1000)
     return None
 
 

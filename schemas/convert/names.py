@@ -15,7 +15,7 @@ _NOT_IN_APP: Final = re.compile(r"[^A-Za-z0-9_.@/-]")
 _NOT_IN_TYPE: Final = re.compile(r"[^A-Za-z0-9_./-]")
 _NS: Final = 1_000_000_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_LATEST_NS: Final = int((datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC) - _EPOCH).total_seconds() + 1) * _NS
+_LATEST_NS: Final = 2**63 - 1  # the year 2262: a time on the wire is a signed 64-bit integer
 
 _RFC_3339: Final = re.compile(
     r"(?P<day>\d{4}-\d{2}-\d{2})[Tt ](?P<clock>\d{2}:\d{2}:\d{2})(?:[.,](?P<fraction>\d{1,9}))?"
@@ -68,8 +68,8 @@ def seconds_from_ns(ns: int) -> float:
 
 
 def time_text(ns: int) -> str | None:
-    """UTC in RFC 3339, with as many digits as needed; None beyond the year 9999."""
-    if not 0 <= ns < _LATEST_NS:
+    """UTC in RFC 3339, with as many digits as needed; None for what is no time on the wire."""
+    if not 0 <= ns <= _LATEST_NS:
         return None
     seconds, fraction = divmod(ns, _NS)
     text = (_EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")
@@ -78,7 +78,7 @@ def time_text(ns: int) -> str | None:
 
 
 def time_ns(text: str) -> int | None:
-    """Read an RFC 3339 time; one without a zone is taken as UTC. None where it is no time, or before 1970."""
+    """Read an RFC 3339 time; one without a zone is taken as UTC. None where it is no time, before 1970 or after 2262."""
     match = _RFC_3339.fullmatch(text)
     if match is None:
         return None
@@ -89,7 +89,12 @@ def time_ns(text: str) -> int | None:
         return None
     seconds = (whole - _EPOCH) // timedelta(seconds=1)
     ns = seconds * _NS + int((match["fraction"] or "").ljust(9, "0"))
-    return ns if ns >= 0 else None
+    return wire_ns(ns)
+
+
+def wire_ns(ns: int) -> int | None:
+    """The same, or None where it is no time on the wire."""
+    return ns if 0 <= ns <= _LATEST_NS else None
 
 
 def _slug(cleaned: str, original: str, limit: int) -> str:

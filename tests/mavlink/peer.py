@@ -36,6 +36,7 @@ class Peer(asyncio.DatagramProtocol):
     ) -> None:
         self.remote = remote
         self.heard: list[Any] = []
+        self.sent = 0
         self.mav = mavlink.MAVLink(None, srcSystem=system, srcComponent=component)
         self.mav.robust_parsing = True
         self.on_message = on_message
@@ -73,6 +74,7 @@ class Peer(asyncio.DatagramProtocol):
         assert self.transport is not None
         assert self.remote is not None
         self.transport.sendto(data, self.remote)
+        self.sent += 1
 
     def send(self, message: Any, *, system: int | None = None, component: int | None = None) -> None:
         """Send a message, as another sender where one is named."""

@@ -8,7 +8,7 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymavlink.dialects.v20 import all as mavlink
 
@@ -41,6 +41,7 @@ def same(ours: Any, theirs: Any) -> bool:
     return bool(ours == theirs)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(MESSAGES), st.binary(max_size=255))
 def test_every_message_decodes_as_pymavlink_decodes_it(msgid: int, payload: bytes) -> None:
     frame = frame_with(msgid, payload)
@@ -53,6 +54,7 @@ def test_every_message_decodes_as_pymavlink_decodes_it(msgid: int, payload: byte
         assert same(value, theirs[name]), (theirs["mavpackettype"], name)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(MESSAGES), st.binary(max_size=255))
 def test_what_is_decoded_is_always_json(msgid: int, payload: bytes) -> None:
     text = json.dumps(DIALECT.decode(frame_with(msgid, payload)), allow_nan=False)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymavlink.dialects.v20 import all as mavlink
 
@@ -98,6 +98,7 @@ def test_damage_in_every_byte_costs_only_the_frame_it_hits() -> None:
             assert [raw for raw in out if raw != bytes(damaged)] == [before, *after], (position, flip)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400), st.integers(0, 400), st.lists(st.integers(0, 900), max_size=12))
 def test_any_garbage_and_any_cuts_never_change_what_comes_out(noise: bytes, place: int, cuts: list[int]) -> None:
     stream = b"".join(attitude(seq) for seq in range(6))
@@ -110,6 +111,7 @@ def test_any_garbage_and_any_cuts_never_change_what_comes_out(noise: bytes, plac
     assert raws(framer.flush()) == raws(other.flush())
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=60), min_size=1, max_size=8), st.randoms(use_true_random=False))
 def test_every_intact_frame_is_found_in_noise(noises: list[bytes], rng: random.Random) -> None:
     frames = [attitude(seq, roll=rng.uniform(-1, 1)) for seq in range(len(noises))]
@@ -190,6 +192,7 @@ class TestUnknownMessages:
         assert framer.feed(unknown(0, system=99)) == []
         assert raws(framer.feed(unknown(1, system=99))) == [unknown(1, system=99)], "the second sighting settles it"
 
+    @settings(deadline=None)
     @given(st.binary(min_size=1, max_size=80), st.integers(0, 255))
     def test_the_implied_extra_is_the_one_that_was_used(self, data: bytes, extra: int) -> None:
         state = crc(data)
@@ -264,11 +267,13 @@ def test_unknown_incompatibility_flags_are_refused() -> None:
     assert framer.feed(checked + attitude(1)) == framer.feed(b"") + Framer(EXTRAS).feed(attitude(1))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_the_checksum_is_the_same_without_compiled_help(data: bytes) -> None:
     assert crc_in_python(data) == crc(data) == mavlink.x25crc(data).crc
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=255), st.integers(1, 255), st.integers(0, 255), st.sampled_from([1, 2]))
 def test_built_frames_are_read_by_pymavlink(payload: bytes, system: int, seq: int, version: int) -> None:
     """DATA64-like payloads of any length; MAVLink 1 needs the message's exact length."""

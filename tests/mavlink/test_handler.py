@@ -16,6 +16,7 @@ from mavlink.peer import ARM_DISARM, IN_PROGRESS, LAND, TAKEOFF, Peer, obedient
 from petalbus import Bus, Priority, Record, ReplyError
 from petalbus.handlers.mavlink import MavlinkHandler, decode
 from petalbus.handlers.mavlink.commands import CommandTimes
+from petalbus.handlers.mavlink.errors import EndpointError
 
 from support.procs import Child, Children
 from support.servers import RealServer
@@ -309,3 +310,45 @@ async def test_i2_no_second_command_after_the_handler_was_killed_in_the_middle(
         again = await gcs.request("vehicle", "command", {"command": "arm"}, timeout=10.0)
         assert again.data["status"] == "success"
     assert [one.command for one in peer.commands()] == [LAND, ARM_DISARM]
+
+
+@pytest.mark.processes
+async def test_the_server_killed_and_restarted_stops_nothing_for_good(
+    own_server: RealServer, bus_name: str, open_peer: Callable[..., Any]
+) -> None:
+    """Frames go on being stored after it, what could not be stored is counted, and commands are answered again."""
+    async with AsyncExitStack() as stack:
+        bus = await stack.enter_async_context(petalbus.connect(own_server.url, app="vehicle", bus=bus_name))
+        handler = await stack.enter_async_context(MavlinkHandler(bus, endpoint="udpin:127.0.0.1:0", times=QUICK))
+        vehicle = Vehicle(
+            handler, await stack.enter_async_context(petalbus.connect(own_server.url, app="gcs", bus=bus_name))
+        )
+        peer: Peer = await open_peer(remote=vehicle.address, on_message=obedient)
+
+        async def beat_until(stored: int) -> None:
+            async with asyncio.timeout(20):
+                while handler.published < stored:
+                    peer.heartbeat()
+                    await asyncio.sleep(0.02)
+
+        await beat_until(5)
+        own_server.kill()
+        peer.heartbeat()
+        await asyncio.sleep(0.3)
+        own_server.start()
+        await beat_until(handler.published + 20)
+        assert (await vehicle.command("arm")).data["status"] == "success"
+        async with asyncio.timeout(10):
+            while handler.published + handler.lost < peer.sent:
+                await asyncio.sleep(0.02)
+        stored = own_server.command("XLEN", bus.keys.topic("mavlink.rx"))
+        assert handler.published <= stored <= handler.published + handler.lost
+
+
+async def test_errors_leave_the_block_as_they_are(server: RealServer, bus_name: str) -> None:
+    async with petalbus.connect(server.url, app="vehicle", bus=bus_name) as bus:
+        with pytest.raises(KeyError, match="mine"):
+            async with MavlinkHandler(bus, endpoint="udpin:127.0.0.1:0"):
+                raise KeyError("mine")
+        with pytest.raises(EndpointError):
+            MavlinkHandler(bus, endpoint="carrier-pigeon")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymavlink.dialects.v20 import all as mavlink
 
@@ -35,6 +35,7 @@ RANGES = {
 BYTEWISE, C_CAST = ParamEncoding.BYTEWISE, ParamEncoding.C_CAST
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_every_integer_survives_bytewise(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(sorted(RANGES)))
@@ -54,6 +55,7 @@ def test_the_integer_that_looks_like_a_signalling_nan() -> None:
     assert decode_value(value.raw, value.param_type, BYTEWISE) == -5_000_000
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_c_cast_keeps_the_number_or_refuses_it(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(sorted(RANGES)))
@@ -67,6 +69,7 @@ def test_c_cast_keeps_the_number_or_refuses_it(data: st.DataObject) -> None:
     assert decode_value(raw, kind, C_CAST) == value
 
 
+@settings(deadline=None)
 @given(st.floats(width=32, allow_nan=False))
 def test_floats_are_floats_in_both(value: float) -> None:
     for encoding in ParamEncoding:
@@ -94,6 +97,7 @@ def test_a_float_that_is_no_number_is_no_integer() -> None:
         decode_value(struct.pack("<f", float("nan")), ParamType.INT32, C_CAST)
 
 
+@settings(deadline=None)
 @given(
     st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_", min_size=1, max_size=16),
     st.integers(0, 65535),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from petalbus.handlers.mavlink.dialect import MavMessage, Packer, load_dialect
@@ -41,6 +41,7 @@ def launched(autopilot: Autopilot = PX4, height: float = 10.0, seed: int = 1) ->
 
 
 @pytest.mark.parametrize("autopilot", AUTOPILOTS.values(), ids=AUTOPILOTS.keys())
+@settings(deadline=None, max_examples=25)
 @given(height=st.floats(1.0, 60.0), seed=st.integers(0, 1000))
 def test_it_climbs_at_two_metres_a_second_holds_and_lands(autopilot: Autopilot, height: float, seed: int) -> None:
     one = launched(autopilot, height, seed)
@@ -111,6 +112,7 @@ ODD = st.floats(width=32) | st.sampled_from([float("nan"), float("inf"), -1.0, 0
 
 
 @pytest.mark.parametrize("autopilot", AUTOPILOTS.values(), ids=AUTOPILOTS.keys())
+@settings(deadline=None, max_examples=40)
 @given(orders=st.lists(st.tuples(st.sampled_from(NUMBERS), st.lists(ODD, min_size=7, max_size=7)), max_size=8))
 def test_no_command_whatever_its_numbers_breaks_it(autopilot: Autopilot, orders: list[tuple[int, list[float]]]) -> None:
     dialect = load_dialect()

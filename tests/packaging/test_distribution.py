@@ -111,7 +111,7 @@ def test_the_installed_command_runs(installed: Path) -> None:
 
 
 def test_every_installed_module_can_be_imported_without_any_extra(installed: Path) -> None:
-    """Each in turn, warnings being errors: optional packages are asked for only by what uses them."""
+    """Each in turn, warnings being errors. Only the benchmark's adapters of other systems may ask for those."""
     code = (
         "import importlib, pkgutil, sys\n"
         "names = []\n"
@@ -121,7 +121,10 @@ def test_every_installed_module_can_be_imported_without_any_extra(installed: Pat
         "    names += [module.name for module in pkgutil.walk_packages(package.__path__, top + '.')]\n"
         "for name in names:\n"
         "    if not name.endswith('__main__'):\n"
-        "        importlib.import_module(name)\n"
+        "        try:\n"
+        "            importlib.import_module(name)\n"
+        "        except ModuleNotFoundError as error:\n"
+        "            if error.name not in ('faststream', 'nats') or '.bench.peers.' not in name: raise\n"
         "print(*names)\n"
     )
     names = set(run(installed / "env/bin/python", "-W", "error", "-c", code, cwd=installed).split())

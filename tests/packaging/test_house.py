@@ -97,7 +97,7 @@ def test_every_lint_exception_has_its_reason() -> None:
     assert len(entries) > 5
     assert [line for line in entries if "#" not in line] == []
     exception = re.compile(r"#\s*(noqa\b|type:\s*ignore\b)")
-    with_reason = re.compile(r"#\s*(noqa: [A-Z]+\d+(, ?[A-Z]+\d+)*|type: ignore\[[a-z, -]+\])\s+(#|-)\s*\w")
+    with_reason = re.compile(r"#\s*(noqa: [A-Z]+\d+(, ?[A-Z]+\d+)*|type: ignore\[[a-z, -]+\])\s+(#|-)\s*\S")
     found = [
         f"{file}:{number}"
         for file in FILES

@@ -1,6 +1,7 @@
 """PetalBus itself, through its public client: validation, deduplication, inbox, handler, atomic commit.
 
-With ``variant=topic`` records go through a topic (fan-out, no deduplication) in place of an inbox.
+What a sender sends is said by ``variant``: ``topic`` publishes telemetry (fan-out, no deduplication), ``low``, ``high`` and
+``urgent`` send to the inbox with that priority, nothing at all with the normal one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from petalbus.daemon.bus.client import Bus
 from petalbus.daemon.connect import connect
 from petalbus.daemon.server.probe import unix_url
 from petalbus.schemas.record import Record
+from petalbus.schemas.vocabulary import Priority
 
 TOPIC: Final = "bench"
 
@@ -33,10 +35,17 @@ class Sender:
     def __init__(self, bus: Bus, child: Child) -> None:
         self._bus = bus
         self._padding = sample.note(child.job.size)
-        self.send = self._to_topic if child.job.variant == "topic" else self._to_inbox
+        variant = child.job.variant
+        self._priority = {"low": Priority.LOW, "high": Priority.HIGH}.get(variant, Priority.NORMAL)
+        self.send = {"topic": self._to_topic, "urgent": self._urgent}.get(variant, self._to_inbox)
 
     async def _to_inbox(self, sequence: int) -> None:
-        await self._bus.send("consumer", "command", sample.command(sequence, sample.now(), self._padding))
+        data = sample.command(sequence, sample.now(), self._padding)
+        await self._bus.send("consumer", "command", data, priority=self._priority)
+
+    async def _urgent(self, sequence: int) -> None:
+        data = sample.emergency(sequence, sample.now())
+        await self._bus.send("consumer", "emergency_command", data, priority=Priority.CRITICAL)
 
     async def _to_topic(self, sequence: int) -> None:
         await self._bus.publish(TOPIC, "telemetry", sample.telemetry(sequence, sample.now(), self._padding))
@@ -166,6 +175,49 @@ async def consumer(child: Child) -> None:
     child.result(first=first, end=end)
 
 
+async def worker(child: Child) -> None:
+    """Handlers that compute for ``work_us`` on what is waiting; how long CRITICAL records wait for their start."""
+    job = child.job
+    times: list[int] = []
+    complete = asyncio.Event()
+    async with open_bus(child, "consumer") as bus:
+
+        @bus.on("command")
+        async def ordinary(record: Record) -> None:
+            sample.spin(job.work_us)
+
+        @bus.on("emergency_command")
+        async def urgent(record: Record) -> None:
+            times.append(sample.now() - record.data["sent"])
+            if len(times) == job.count:
+                complete.set()
+
+        await bus.listen()
+        await child.ready_go_async()
+        await complete.wait()
+        child.result(**latency_us(times))
+
+
+async def starts(child: Child) -> None:
+    """Which part of ``count`` starts LOW records get, while HIGH ones are always waiting."""
+    job = child.job
+    levels: list[Priority] = []
+    complete = asyncio.Event()
+    async with open_bus(child, "consumer") as bus:
+
+        @bus.on("command")
+        async def ordinary(record: Record) -> None:
+            levels.append(Priority(record.priority))
+            sample.spin(job.work_us)
+            if len(levels) == job.warmup + job.count:
+                complete.set()
+
+        await child.ready_go_async()
+        await complete.wait()
+    measured = levels[job.warmup : job.warmup + job.count]
+    child.result(low_share=100.0 * measured.count(Priority.LOW) / len(measured))
+
+
 async def publisher(child: Child) -> None:
     """One record at a time, then from ``in_flight`` tasks."""
     job = child.job
@@ -189,6 +241,8 @@ ROLES: Final[dict[str, Role]] = {
     "sink": sink,
     "producer": producer,
     "consumer": consumer,
+    "worker": worker,
+    "starts": starts,
     "publisher": publisher,
 }
 

@@ -1,6 +1,6 @@
 """FastStream over Redis streams: its broker, its subscribers with a consumer group, its acknowledgement; uvloop.
 
-Its own log line a message is off, which is more than its default gives; everything else is as it comes.
+Everything is as it comes, its log lines for each message included (they go to a file here).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from petalbus.daemon.server.probe import unix_url
 
 def broker_of(child: Child) -> Any:
     """A broker on the bench's server."""
-    return RedisBroker(unix_url(child.job.address), logger=None)
+    return RedisBroker(unix_url(child.job.address))
 
 
 def group(stream: str) -> Any:
@@ -72,10 +72,11 @@ async def source(child: Child) -> None:
     job = child.job
     padding = sample.note(job.size)
     broker = broker_of(child)
+    stream = "urgent" if job.variant == "urgent" else "records"
     await broker.connect()
     await child.ready_go_async()
     async for sequence in paced_async(job.warmup + job.count, job.rate):
-        await broker.publish(sample.command(sequence, sample.now(), padding), stream="records")
+        await broker.publish(sample.command(sequence, sample.now(), padding), stream=stream)
     child.result()
 
 
@@ -138,6 +139,29 @@ async def consumer(child: Child) -> None:
     child.result(first=first, end=sample.now())
 
 
+async def worker(child: Child) -> None:
+    """Two subscribers, one a stream; how long the urgent messages wait. It has no priorities."""
+    job = child.job
+    broker = broker_of(child)
+    times: list[int] = []
+    complete = asyncio.Event()
+
+    @broker.subscriber(stream=group("records"))  # type: ignore[untyped-decorator]
+    async def ordinary(body: dict[str, Any]) -> None:
+        sample.spin(job.work_us)
+
+    @broker.subscriber(stream=group("urgent"))  # type: ignore[untyped-decorator]
+    async def urgent(body: dict[str, Any]) -> None:
+        times.append(sample.now() - body["sent"])
+        if len(times) == job.count:
+            complete.set()
+
+    await broker.start()
+    await child.ready_go_async()
+    await complete.wait()
+    child.result(**latency_us(times))
+
+
 async def publisher(child: Child) -> None:
     """One publish at a time, then from ``in_flight`` tasks."""
     job = child.job
@@ -165,6 +189,7 @@ ROLES: Final[dict[str, Role]] = {
     "sink": sink,
     "producer": producer,
     "consumer": consumer,
+    "worker": worker,
     "publisher": publisher,
 }
 

@@ -122,9 +122,10 @@ def source(child: Child) -> None:
     job = child.job
     wire = Wire(job.address)
     padding = sample.note(job.size).encode()
+    stream = "urgent" if job.variant == "urgent" else "records"
     child.ready_go()
     for sequence in paced(job.warmup + job.count, job.rate):
-        wire.call("XADD", "records", "*", "data", sample.command_bytes(sequence, sample.now(), padding))
+        wire.call("XADD", stream, "*", "data", sample.command_bytes(sequence, sample.now(), padding))
     child.result()
 
 
@@ -168,6 +169,28 @@ def consumer(child: Child) -> None:
     child.result(first=first, end=sample.now())
 
 
+def worker(child: Child) -> None:
+    """One entry at a time from two streams, the urgent one first; how long its entries wait for their start."""
+    job = child.job
+    wire = Wire(job.address)
+    streams = ("urgent", "records")
+    for stream in streams:
+        wire.call("XGROUP", "CREATE", stream, "group", "0", "MKSTREAM")
+    read = pack("XREADGROUP", "GROUP", "group", "one", "COUNT", 1, "BLOCK", BLOCK_MS, "STREAMS", *streams, ">", ">")
+    times: list[int] = []
+    child.ready_go()
+    while len(times) < job.count:
+        wire.send(read)
+        for stream, entries in wire.reply():
+            entry, fields = entries[0]
+            if stream == b"urgent":
+                times.append(sample.now() - sample.sent_at(fields[1]))
+            else:
+                sample.spin(job.work_us)
+            wire.call("XACK", stream, "group", entry)
+    child.result(**latency_us(times))
+
+
 def publisher(child: Child) -> None:
     """Appends to one stream: one at a time, then with ``in_flight`` at once."""
     job = child.job
@@ -202,6 +225,7 @@ ROLES: Final[dict[str, Role]] = {
     "sink": sink,
     "producer": producer,
     "consumer": consumer,
+    "worker": worker,
     "publisher": publisher,
 }
 

@@ -73,10 +73,11 @@ async def source(child: Child) -> None:
     job = child.job
     padding = sample.note(job.size).encode()
     redis = connect(child)
+    stream = "urgent" if job.variant == "urgent" else "records"
     await redis.ping()
     await child.ready_go_async()
     async for sequence in paced_async(job.warmup + job.count, job.rate):
-        await redis.xadd("records", {"data": sample.command_bytes(sequence, sample.now(), padding)})
+        await redis.xadd(stream, {"data": sample.command_bytes(sequence, sample.now(), padding)})
     child.result()
 
 
@@ -126,6 +127,26 @@ async def consumer(child: Child) -> None:
     child.result(first=first, end=sample.now())
 
 
+async def worker(child: Child) -> None:
+    """Batches of ten from two streams, as one reads without more thought; how long the urgent ones wait."""
+    job = child.job
+    redis = connect(child)
+    for stream in ("urgent", "records"):
+        await make_group(redis, stream)
+    times: list[int] = []
+    await child.ready_go_async()
+    while len(times) < job.count:
+        streams = {"urgent": ">", "records": ">"}
+        for stream, entries in await redis.xreadgroup("group", "one", streams, count=10, block=BLOCK_MS):
+            for entry, fields in entries:
+                if stream == b"urgent":
+                    times.append(sample.now() - sample.sent_at(fields[b"data"]))
+                else:
+                    sample.spin(job.work_us)
+                await redis.xack(stream, "group", entry)
+    child.result(**latency_us(times))
+
+
 async def publisher(child: Child) -> None:
     """One XADD at a time, then from ``in_flight`` tasks over the client's own connection pool."""
     job = child.job
@@ -153,6 +174,7 @@ ROLES: Final[dict[str, Role]] = {
     "sink": sink,
     "producer": producer,
     "consumer": consumer,
+    "worker": worker,
     "publisher": publisher,
 }
 

@@ -30,12 +30,17 @@ class Stage:
 
 
 class Scenario(Protocol):
-    """A module of this package. ``NAME`` selects it on the command line, ``UNITS`` names the unit of each figure."""
+    """A module of this package.
+
+    ``NAME`` selects it on the command line; ``UNITS`` names the unit of each figure that is reported; those in
+    ``COMPARED`` are reported as multiples of PetalBus's own, too.
+    """
 
     NAME: str
     TITLE: str
     PEERS: Sequence[str]
     UNITS: Mapping[str, str]
+    COMPARED: Sequence[str]
 
     def turns(self, stage: Stage) -> list[Turn]:
         """The turns of one round, in order."""

@@ -13,6 +13,7 @@ NAME: Final = "beside"
 TITLE: Final = f"request/reply of PetalBus with {RATE:,} records/s published beside it"
 PEERS: Final = ("petalbus",)
 UNITS: Final = {"p50_us": "us", "p90_us": "us", "p99_us": "us"}
+COMPARED: Final[tuple[str, ...]] = ("p50_us",)
 
 
 def turns(stage: Stage) -> list[Turn]:

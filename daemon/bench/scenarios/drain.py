@@ -15,6 +15,7 @@ NAME: Final = "drain"
 TITLE: Final = "read and commit a filled inbox"
 PEERS: Final = ("petalbus", "floor", "c-floor", "redis-py", "faststream", "jetstream")
 UNITS: Final = {"per_s": "records/s"}
+COMPARED: Final[tuple[str, ...]] = ("per_s",)
 
 
 def turns(stage: Stage) -> list[Turn]:

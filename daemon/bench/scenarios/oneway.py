@@ -14,6 +14,7 @@ NAME: Final = "oneway"
 TITLE: Final = f"one-way latency at {RATE} records/s"
 PEERS: Final = ("petalbus", "floor", "c-floor", "redis-py", "faststream", "jetstream")
 UNITS: Final = {"p50_us": "us", "p90_us": "us", "p99_us": "us"}
+COMPARED: Final[tuple[str, ...]] = ("p50_us",)
 
 
 def turns(stage: Stage) -> list[Turn]:

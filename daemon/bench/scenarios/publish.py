@@ -14,6 +14,7 @@ NAME: Final = "publish"
 TITLE: Final = "publish 300-byte records: one at a time, and from 64 tasks"
 PEERS: Final = ("petalbus", "floor", "c-floor", "redis-py", "faststream", "jetstream")
 UNITS: Final = {"one_per_s": "records/s", "many_per_s": "records/s"}
+COMPARED: Final[tuple[str, ...]] = ("one_per_s", "many_per_s")
 
 
 def turns(stage: Stage) -> list[Turn]:

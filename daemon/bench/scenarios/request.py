@@ -13,6 +13,7 @@ NAME: Final = "request"
 TITLE: Final = "request/reply at rest, two processes, one at a time"
 PEERS: Final = ("petalbus", "floor", "c-floor", "redis-py", "faststream", "jetstream")
 UNITS: Final = {"p50_us": "us", "p90_us": "us", "p99_us": "us"}
+COMPARED: Final[tuple[str, ...]] = ("p50_us",)
 
 
 def turns(stage: Stage) -> list[Turn]:

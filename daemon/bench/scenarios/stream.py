@@ -15,6 +15,7 @@ NAME: Final = "stream"
 TITLE: Final = "produce to consume, 300-byte records, 64 in flight, two processes"
 PEERS: Final = ("petalbus", "floor", "c-floor", "redis-py", "faststream", "jetstream")
 UNITS: Final = {"per_s": "records/s"}
+COMPARED: Final[tuple[str, ...]] = ("per_s",)
 
 
 def turns(stage: Stage) -> list[Turn]:

@@ -6,15 +6,15 @@
 --       its id, what to do, index of the target, message id, claim, state that follows for the message answered ('' for none),
 --       id of the message answered, index of the first of the answering app's four inboxes, number of field items, the items
 -- What to do: inbox, topic, reply, dead (letter), also (append this if the entry before was settled by this call).
--- Returns one string an entry: the new stream id; what a window knows of the id (a repetition: settled); '' when it was not
--- pending any more; or '!' and why it cannot be adopted ('!conflict', '!full', '!settled', '!stranger'): it stays pending.
+-- Returns one string an entry: the new stream id; for a repetition (settled) what the window knows, or '=' and the first one's
+-- stream id; '' when it was not pending any more; or '!' and why it cannot be adopted ('!conflict', '!full', '!settled', '!stranger'): it stays pending.
 local ingest, group = KEYS[1], ARGV[1]
 
 local function rotate(current, previous, most)
   if redis.call('HLEN', current) >= tonumber(most) then
     redis.call('UNLINK', previous)
     redis.call('RENAME', current, previous)
-    redis.call('HSET', current, '!before', 1) -- append looks into the previous window only where this says that there is one
+    redis.call('HSET', current, ' before', 1) -- append looks into the previous window only where this says that there is one
   end
 end
 
@@ -63,7 +63,7 @@ for number = 1, tonumber(ARGV[7]) do
     if not settled then
       result = ''
     elseif known then
-      result = known
+      result = what == 'inbox' and known or '=' .. known
     elseif what == 'reply' then
       result = redis.call('XADD', target, 'MAXLEN', '~', ARGV[5], '*', unpack(ARGV, first, last))
       redis.call('HSET', KEYS[4], id, result)

@@ -3,7 +3,7 @@
 -- ARGV: ids a window may hold and entries the stream may hold (0 and 0: not checked this time), number of records,
 --       then for each record: id, claim ("|priority|recipient|source"), number of field items, the items
 -- Returns one string a record: the new stream id, or what the window knows of the first one (begins with its state letter).
--- The field '!before' of the current window says that there is a previous one: most of the time there is not.
+-- The field ' before' of the current window (no message id has a space) says that there is a previous one: mostly not.
 local stream, current, previous = KEYS[1], KEYS[2], KEYS[3]
 if ARGV[2] ~= '0' then
   if redis.call('XLEN', stream) >= tonumber(ARGV[2]) then
@@ -12,13 +12,13 @@ if ARGV[2] ~= '0' then
   if redis.call('HLEN', current) >= tonumber(ARGV[1]) then
     redis.call('UNLINK', previous)
     redis.call('RENAME', current, previous)
-    redis.call('HSET', current, '!before', 1)
+    redis.call('HSET', current, ' before', 1)
   end
 end
 local results, at = {}, 4
 for record = 1, tonumber(ARGV[3]) do
   local id, last = ARGV[at], at + 2 + tonumber(ARGV[at + 2])
-  local seen = redis.call('HMGET', current, id, '!before')
+  local seen = redis.call('HMGET', current, id, ' before')
   local known = seen[1] or (seen[2] and redis.call('HGET', previous, id))
   if not known then
     known = redis.call('XADD', stream, '*', unpack(ARGV, at + 3, last))

@@ -5,12 +5,18 @@
 -- Returns 1 when it was written.
 local online = ARGV[2] == 'online'
 local holds = not online
-for at = 4, #ARGV, 2 do
-  local count = redis.call('HGET', KEYS[1], ARGV[at])
-  if online then
-    holds = holds or count ~= false
-  elseif count and count ~= ARGV[at + 1] then
-    holds = false
+local seen = {}
+for at = 4, #ARGV, 2 do seen[ARGV[at]] = ARGV[at + 1] end
+if online then
+  for field in pairs(seen) do
+    holds = holds or redis.call('HEXISTS', KEYS[1], field) == 1
+  end
+else
+  local beats, prefix = redis.call('HGETALL', KEYS[1]), ARGV[1] .. '|'
+  for at = 1, #beats, 2 do
+    if string.sub(beats[at], 1, #prefix) == prefix and beats[at + 1] ~= seen[beats[at]] then
+      holds = false -- a new one, or one that beats again
+    end
   end
 end
 if not holds then

@@ -14,7 +14,7 @@ local passed = 0
 if state[1] == ARGV[1] then passed = math.max(0, mono - tonumber(state[2])) end
 
 local ids = redis.call('HLEN', KEYS[1])
-local marks = redis.call('HMGET', KEYS[1], MARK, '!before')
+local marks = redis.call('HMGET', KEYS[1], MARK, ' before')
 if marks[1] then ids = ids - 1 end
 if marks[2] then ids = ids - 1 end
 local rotated, purged = 0, 0
@@ -30,8 +30,8 @@ else
     redis.call('UNLINK', KEYS[2])
     redis.call('RENAME', KEYS[1], KEYS[2])
     generation = generation + 1
-    -- append looks into the previous window only where '!before' says that there is one
-    redis.call('HSET', KEYS[1], '!before', 1, MARK, generation)
+    -- append looks into the previous window only where ' before' says that there is one
+    redis.call('HSET', KEYS[1], ' before', 1, MARK, generation)
     age, rotated = 0, 1
   end
 end

@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
 -- Take old entries out of a stream: what every group has acknowledged, or, where told so, also what is unread.
 -- KEYS: stream, topic of losses
--- ARGV: entries to keep, most to take out in this call, reason ('' to take only what nobody waits for),
---       'shed' to ignore all groups or 'retain' to ignore those named at the end, number of field items, the items of the
---       report without its data, the groups to ignore
+-- ARGV: entries to keep, most to take out in this call, reason ('': nobody waits for any of it, no report), how,
+--       number of field items, the items of the report without its data, the groups to ignore
+-- How: 'retain' takes what no group waits for (beside those to ignore) and reports what one of these had not read;
+--      'history' takes the same and always reports; 'shed' takes what is oldest and always reports.
 -- Returns the number taken out, and the first and last id of it where a report was written.
 -- The last id is known exactly without reading all of them: whole nodes go first, then one entry that is looked at.
 local stream, keep, most, reason = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
@@ -69,7 +70,7 @@ for _, reader in ipairs(readers) do
     unread[#unread + 1] = reader.name
   end
 end
-if not shed and #unread == 0 then
+if ARGV[4] == 'retain' and #unread == 0 then
   return {taken}
 end
 local loss = {stream = stream, first = head[1], last = last, count = taken, reason = reason}
