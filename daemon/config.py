@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from petalbus.daemon.bus.url import parse
 from petalbus.daemon.paths import DataPaths
 from petalbus.daemon.server.config import MIN_MEMORY_MB
 from petalbus.daemon.server.probe import without_password
@@ -103,6 +104,13 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return None if path is None else Path(os.path.realpath(path.expanduser()))
+
+    @field_validator("redis")
+    @classmethod
+    def _address(cls, url: str | None) -> str | None:
+        if url is not None:
+            parse(url)
+        return url
 
     @classmethod
     def settings_customise_sources(
@@ -221,7 +229,7 @@ def _from_environment(words: Mapping[str, str]) -> dict[str, Any]:
 def _from_file(path: Path, *, must_exist: bool) -> dict[str, Any]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if must_exist:
             raise ConfigError(f"settings file {path}: there is no such file") from None
         return {}
@@ -265,10 +273,11 @@ def _suspicious(words: Mapping[str, str]) -> Iterator[str]:
 def _explained(error: ValidationError, values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     first = error.errors(include_url=False, include_context=False)[0]
     name = str(first["loc"][0]) if first["loc"] else "settings"
-    problem = first["msg"][0].lower() + first["msg"][1:]
     value = values.get(name)
     shown = without_password(str(value)) if name == "redis" else value
-    return f"setting {name} = {shown!r} (from the {origins.get(name, 'sources')}): {problem}"
+    problem = first["msg"].removeprefix("Value error, ").replace(repr(value), repr(shown))
+    origin = origins.get(name, "sources")
+    return f"setting {name} = {shown!r} (from the {origin}): {problem[0].lower()}{problem[1:]}"
 
 
 def _toml(value: Any) -> str:

@@ -67,7 +67,9 @@ class CompactForm:
         try:
             kind, mono, data = values[b"k"].decode(), int(values[b"m"]), values[b"d"]
         except (KeyError, ValueError) as error:
-            raise RecordInvalid("compact", f"entry {stream_id} of topic {self.topic!r} lacks or breaks {error}") from None
+            raise RecordInvalid(
+                "compact", f"entry {stream_id} of topic {self.topic!r} lacks or breaks {error}"
+            ) from None
         record: dict[str, Any] = {
             "id": f"{self.topic}@{stream_id}",
             "type": self.type_prefix + self.names.get(kind, kind),

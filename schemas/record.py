@@ -1,13 +1,13 @@
 """One record: the typed, flat entry of a stream, shared by all languages.
 
 On the wire a record is a flat list of field names and values. The required ones are ``id``, ``type``, ``source`` and
-``data``; a reader keeps every field it does not know. ``Record`` is that contract as a pydantic model: it validates once
+``data``; a reader keeps every field it does not know. ``Record`` is that contract as a pydantic model: it validates
+once
 and decodes the payload only when somebody looks at it.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Final
@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from petalbus.schemas.compression import decompress
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.stamps import BOOT_ID
 from petalbus.schemas.vocabulary import (
@@ -81,7 +82,9 @@ class Record(BaseModel):
         try:
             return orjson.loads(body)
         except orjson.JSONDecodeError as error:
-            raise RecordInvalid("data", f"is not JSON: {error}", limit="a JSON value, or another content_type") from None
+            raise RecordInvalid(
+                "data", f"is not JSON: {error}", limit="a JSON value, or another content_type"
+            ) from None
 
     @cached_property
     def body(self) -> bytes:
@@ -181,49 +184,3 @@ def invalid(error: ValidationError, *, under: str = "") -> RecordInvalid:
     limit = ", ".join(f"{name} {value}" for name, value in context.items() if name != "error") or None
     problem = "is missing" if first["type"] == "missing" else first["msg"][0].lower() + first["msg"][1:]
     return RecordInvalid(field, problem, limit=limit)
-
-
-def compress(body: bytes, encoding: str) -> bytes:
-    """Compress a payload; ``encoding`` is ``zlib`` or ``zstd``. Raises RecordInvalid when it is not available."""
-    if encoding == "zlib":
-        return zlib.compress(body, 1)
-    if encoding == "zstd":
-        return bytes(_zstandard().ZstdCompressor().compress(body))
-    raise RecordInvalid("encoding", f"{encoding!r} is unknown", limit="zlib or zstd")
-
-
-def decompress(raw: bytes, encoding: str) -> bytes:
-    """Undo ``compress``; bounded, so that a small record cannot unfold into gigabytes. Raises RecordInvalid."""
-    try:
-        if encoding == "zlib":
-            worker = zlib.decompressobj()
-            body = worker.decompress(raw, MAX_PAYLOAD_BYTES)
-            if worker.unconsumed_tail:
-                raise RecordInvalid("data", "unfolds to more than allowed", limit=_PAYLOAD_LIMIT)
-            return body
-        if encoding == "zstd":
-            with _zstandard().ZstdDecompressor().stream_reader(raw) as stream:
-                body = bytes(stream.read(MAX_PAYLOAD_BYTES + 1))
-            if len(body) > MAX_PAYLOAD_BYTES:
-                raise RecordInvalid("data", "unfolds to more than allowed", limit=_PAYLOAD_LIMIT)
-            return body
-    except (zlib.error, _zstd_error()) as error:
-        raise RecordInvalid("data", f"is not {encoding} data: {error}") from None
-    raise RecordInvalid("encoding", f"{encoding!r} is unknown", limit="zlib or zstd")
-
-
-def _zstandard() -> Any:
-    try:
-        import zstandard
-    except ImportError:
-        raise RecordInvalid("encoding", "zstd is not installed", limit="pip install 'petalbus[zstd]', or zlib") from None
-    return zstandard
-
-
-def _zstd_error() -> type[Exception]:
-    try:
-        import zstandard
-    except ImportError:
-        return zlib.error
-    error: type[Exception] = zstandard.ZstdError
-    return error

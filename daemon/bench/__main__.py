@@ -14,6 +14,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small counts, one round")
     parser.add_argument("--rounds", type=int, help="how often everything is repeated (default 5, with --quick 1)")
     parser.add_argument("--only", action="append", metavar="SCENARIO", help="only this scenario; may be repeated")
+    parser.add_argument("--peer", action="append", metavar="PEER", help="only this peer; may be repeated")
     parser.add_argument("--pin", metavar="CORE", help="core for all measured processes, or none (default: the first)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON document there")
     parser.add_argument("--json", action="store_true", help="print the JSON document in place of tables")
@@ -28,6 +29,7 @@ def main() -> int:
         output=given.output,
         json_output=given.json,
         server=given.server,
+        peers=given.peer,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -27,8 +28,9 @@ def core_seconds(core: int) -> tuple[float, float]:
 
 
 def process_seconds(pids: Iterable[int]) -> float:
-    """Seconds of processor time that these processes have used so far; one that has ended counts nothing."""
-    return sum(_one(pid) for pid in pids)
+    """Seconds of processor time that these processes, and all children that have ended, have used so far."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ended.ru_utime + ended.ru_stime + sum(_one(pid) for pid in pids)
 
 
 def _one(pid: int) -> float:

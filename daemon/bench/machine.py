@@ -14,7 +14,7 @@ _PACKAGES = ("redis", "hiredis", "uvloop", "orjson", "pydantic", "faststream", "
 
 
 def facts(*, server: str, core: int | None) -> dict[str, Any]:
-    """What one must know to read the absolute figures. ``core``: the core that all measured processes were pinned to."""
+    """What one must know to read the absolute figures. ``core``: what all measured processes were pinned to."""
     return {
         "cores": os.cpu_count(),
         "pinned_to": core,

@@ -21,7 +21,7 @@ _TAIL_BYTES: Final = 2000
 
 
 class ChildFailed(RuntimeError):
-    """A child program ended early, said something else than it should, or ran out of time; the message has its stderr."""
+    """A child program ended early, said the wrong word, or ran out of time; the message has its stderr."""
 
 
 def allowed_cores() -> list[int]:
@@ -49,7 +49,7 @@ class ChildProcess:
         self._errors: IO[bytes] | None = None
 
     async def __aenter__(self) -> Self:
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed in __aexit__
         self._process = await asyncio.create_subprocess_exec(
             *self._command,
             stdin=asyncio.subprocess.PIPE,

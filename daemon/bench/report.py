@@ -25,7 +25,7 @@ def print_report(console: Console, result: RunResult, scenarios: Sequence[Scenar
     names = {scenario.NAME for scenario in scenarios}
     _print_targets(console, result, [target for target in targets if target.value.scenario in names])
     if result.foreign is not None and result.foreign > FOREIGN_MUCH:
-        text = f"other programs used {result.foreign:.0%} of the measured core meanwhile: measure again when it is quiet"
+        text = f"other programs used {result.foreign:.0%} of the measured core; measure again when it is quiet"
         console.print(f"[yellow]disturbed[/] {text}", highlight=False)
     for name, reason in result.skipped.items():
         console.print(f"[yellow]skipped[/] {name}: {reason}", highlight=False)

@@ -31,6 +31,8 @@ class Settings:
     sizes: Sizes
     core: int | None
     server: Path | None = None
+    peers: frozenset[str] | None = None
+    """Names of the peers that are measured; None: all that are here."""
 
 
 async def run(settings: Settings, progress: Console) -> tuple[RunResult, dict[str, Any]]:
@@ -39,6 +41,8 @@ async def run(settings: Settings, progress: Console) -> tuple[RunResult, dict[st
         scratch = stack.enter_context(scratch_directory())
         peers = await asyncio.to_thread(find_peers, scratch)
         wanted = {name for scenario in settings.scenarios for name in scenario.PEERS}
+        if settings.peers is not None:
+            wanted &= settings.peers
         server = await stack.enter_async_context(bench_server(settings.server, settings.core))
         servers, nats = [server.pid], None
         if "jetstream" in wanted and peers["jetstream"].missing is None:
@@ -46,7 +50,7 @@ async def run(settings: Settings, progress: Console) -> tuple[RunResult, dict[st
             servers.append(pid)
         play = _Play(server, Watch(settings.core, servers), RunResult(rounds=settings.rounds), settings.core)
         play.result.skipped = {name: why for name in sorted(wanted) if (why := peers[name].missing) is not None}
-        stage = Stage(peers, server.address, nats, settings.sizes)
+        stage = Stage({name: peers[name] for name in wanted}, server.address, nats, settings.sizes)
         for number in range(settings.rounds):
             for scenario in settings.scenarios:
                 progress.print(f"round {number + 1} of {settings.rounds}: {scenario.TITLE}", highlight=False)

@@ -36,8 +36,8 @@ class BenchServer:
         async with client(self._url, timeout=60.0) as redis:
             await redis.flushall()
             if (await self._persistence(redis))["aof_current_size"] > _REWRITE_OVER:
-                await redis.bgrewriteaof()  # type: ignore[no-untyped-call]  # redis-py does not type it
-                while (await self._persistence(redis))["aof_rewrite_in_progress"]:
+                await redis.bgrewriteaof()
+                while (await self._persistence(redis))["aof_rewrite_in_progress"]:  # noqa: ASYNC110  # another process
                     await asyncio.sleep(0.02)
 
     async def _persistence(self, redis: Any) -> dict[str, int]:
@@ -82,9 +82,8 @@ async def nats_server(core: int | None) -> AsyncIterator[tuple[str, int]]:
 
 @contextlib.contextmanager
 def scratch_directory() -> Iterator[Path]:
-    """A temporary directory, its path short enough for a unix socket."""
-    parent = tempfile.gettempdir()
-    directory = Path(tempfile.mkdtemp(prefix="pb-bench-", dir=parent if len(parent) < 40 else "/tmp"))
+    """A temporary directory; gone afterwards."""
+    directory = Path(tempfile.mkdtemp(prefix="petalbus-bench-"))
     try:
         yield directory
     finally:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Counts of one turn each. ``slow``: for peers that need a millisecond or so for what others do in a tenth of it."""
+    """Counts of one turn each. ``slow``: for peers that take a millisecond where others take a tenth of it."""
 
     requests: int = 3000
     requests_slow: int = 600
@@ -33,7 +33,19 @@ class Sizes:
 
 FULL = Sizes()
 QUICK = Sizes(
-    requests=1000, requests_slow=200, requests_warmup=150, oneway=300, oneway_warmup=50, stream=8_000, stream_slow=2_000,
-    stream_fast=20_000, publish=3_000, publish_slow=1_000, backlog=20_000, backlog_others=6_000, probes=100, starts=1_000,
-)  # fmt: skip
+    requests=1000,
+    requests_slow=200,
+    requests_warmup=150,
+    oneway=300,
+    oneway_warmup=50,
+    stream=8_000,
+    stream_slow=2_000,
+    stream_fast=20_000,
+    publish=3_000,
+    publish_slow=1_000,
+    backlog=20_000,
+    backlog_others=6_000,
+    probes=100,
+    starts=1_000,
+)
 SLOW_PEERS = frozenset({"faststream"})

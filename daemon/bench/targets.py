@@ -19,7 +19,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """``value`` divided by ``base`` (or the bare value, where there is no base), in each round; judged by its median."""
+    """``value`` divided by ``base`` (where there is none, the bare value) in each round; judged by the median."""
 
     name: str
     text: str

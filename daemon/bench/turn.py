@@ -40,7 +40,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """``label`` names the series that the figures belong to; ``figures`` makes them from the measuring parts' results."""
+    """``label`` names the series of the figures, which ``figures`` makes from the measuring parts' results."""
 
     label: str
     program: Sequence[str]

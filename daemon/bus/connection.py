@@ -59,6 +59,16 @@ class Connection(asyncio.Protocol):
         """Requests without an answer yet."""
         return len(self._waiters)
 
+    @property
+    def broken(self) -> bool:
+        """True once the connection is lost, or about to be."""
+        return self._transport is None or self._transport.is_closing()
+
+    @property
+    def unwritten(self) -> int:
+        """Bytes that the server has not taken yet."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
     def send(self, packed: bytes, waiter: Waiter, *, more: bool = False) -> None:
         """Send one packed request. ``waiter`` is always called, also when the connection is lost.
 
@@ -83,7 +93,7 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self.flush)
         self._out.append(packed)
 
-    def call(self, *args: bytes | str | int | float) -> asyncio.Future[Any]:
+    def call(self, *args: bytes | str | float) -> asyncio.Future[Any]:
         """Send a command; the future gives its reply, or raises ServerError or OutcomeUnknown."""
         future: asyncio.Future[Any] = self._loop.create_future()
         self.send(pack(args), lambda reply: settle(future, reply))
@@ -182,4 +192,4 @@ async def open_connection(address: Address, *, timeout: float, patience: float) 
             connection.close()
         if not isinstance(error, OSError | TimeoutError):
             raise
-        raise BusUnavailable(f"no server at {address.shown}: {error or type(error).__name__}") from error
+        raise BusUnavailable(f"no server at {address.shown}: {str(error) or type(error).__name__}") from error

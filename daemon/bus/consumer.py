@@ -1,8 +1,8 @@
 """A member of an app's consumer group: reads by priority, runs handlers, settles their work.
 
-    readers (two lanes) -> scheduler -> workers -> handler -> committer
-                               ^
-                  takeover of dead members' work (reaper)
+readers (two lanes) -> scheduler -> workers -> handler -> committer
+                           ^
+              takeover of dead members' work (reaper)
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from petalbus.daemon.bus.errors import BusError, BusUnavailable
 from petalbus.daemon.bus.handlers import Registry
 from petalbus.daemon.bus.heartbeat import Heartbeat
 from petalbus.daemon.bus.keys import GROUP, Keys
+from petalbus.daemon.bus.lease import RELEASED
 from petalbus.daemon.bus.options import BusOptions
 from petalbus.daemon.bus.outbox import Outbox
 from petalbus.daemon.bus.reader import Reader
@@ -31,6 +33,9 @@ from petalbus.daemon.bus.work import Work
 from petalbus.schemas.vocabulary import Priority
 
 log = logging.getLogger("petalbus.bus")
+
+KEEP_CANCELLED = 1000
+"""Cancellations remembered for records that have not been read yet."""
 
 SLICE = 0.0005
 """Seconds that short handlers may run one after the other before the loop looks at its sockets again."""
@@ -57,7 +62,8 @@ class Consumer:
         self._options = options
         self._loop = asyncio.get_running_loop()
         self.scheduler: Scheduler[Work] = Scheduler()
-        self._limited: set[str] = set()
+        self._cancelled: OrderedDict[bytes, None] = OrderedDict()
+        self._audits_failed = 0
         self._held: dict[tuple[str, bytes], Work] = {}
         self._idle: list[asyncio.Future[None]] = []
         self._idle_critical: list[asyncio.Future[None]] = []
@@ -80,6 +86,7 @@ class Consumer:
             options=options,
             dropped=self._settled,
             again=self._again,
+            fenced=self._fenced,
         )
         streams = keys.inboxes(app)
         urgent = {level: streams[level] for level in (Priority.CRITICAL, Priority.HIGH)}
@@ -95,26 +102,34 @@ class Consumer:
             me=lambda: self.name,
             taken=self._taken,
             room=self._room,
+            audit=self._check_pending,
         )
+        self.handlers_changed()
 
     async def start(self) -> None:
-        """Announce the lease, then read. Raises BusUnavailable when the server cannot be reached."""
+        """Announce the lease, then read. Raises BusUnavailable when the server is away; may then be called again."""
         # the first beat comes before the first read: nobody may see work of a consumer that never beat
         await self._outbox.run("beat", *self._heartbeat.arguments())
-        self._heartbeat.start()
-        for index in range(self._options.workers):
-            self._workers.append(asyncio.create_task(self._work(False), name=f"petalbus-worker-{self.app}-{index}"))
-        self._workers.append(asyncio.create_task(self._work(True), name=f"petalbus-worker-{self.app}-critical"))
-        for reader in self._readers:
-            reader.lane.start()
+        if not self._workers:
+            self._heartbeat.start()
+            for index in range(self._options.workers):
+                self._start_worker(str(index), critical_only=False)
+            self._start_worker("critical", critical_only=True)
+            for reader in self._readers:
+                reader.lane.start()
+            self.reaper.start()
+            self._outbox.on_reconnect.append(self._redrain)
         await asyncio.gather(*(reader.lane.wait_live(self._options.connect_timeout) for reader in self._readers))
-        self.reaper.start()
-        self._outbox.on_reconnect.append(self._redrain)
+
+    def _start_worker(self, name: str, *, critical_only: bool) -> None:
+        task = asyncio.create_task(self._work(critical_only=critical_only), name=f"petalbus-worker-{self.app}-{name}")
+        self._workers.append(task)
 
     async def stop(self) -> None:
         """Stop in order (I10): end the reads, let running handlers finish, give everything else away at once."""
         self._stopping = True
-        self._outbox.on_reconnect.remove(self._redrain)
+        if self._redrain in self._outbox.on_reconnect:
+            self._outbox.on_reconnect.remove(self._redrain)
         end = time.monotonic() + self._options.stop_grace
         await self.reaper.stop()
         await asyncio.gather(*(reader.stop(timeout=2.0) for reader in self._readers))
@@ -125,7 +140,11 @@ class Consumer:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
         await self.committer.confirmed(max(0.5, end - time.monotonic()))
-        self._heartbeat.stop()
+        self.committer.close()
+        await self._heartbeat.stop()
+        if self._outbox.lane.connection is None:
+            log.warning("consumer %s stops without the server; its work is taken over when its lease ends", self.name)
+            return
         try:
             keys = [self._keys.beats, *self._keys.inboxes(self.app).values()]
             left = await self._outbox.run("retire", keys, [GROUP, self.name, self._heartbeat.field])
@@ -135,11 +154,15 @@ class Consumer:
             log.debug("consumer %s stopped; %d entries wait for a successor", self.name, left)
 
     def handlers_changed(self) -> None:
-        """Handlers were added or removed: their limits are asked for again."""
-        self._limited.clear()
+        """Handlers were added or removed: take their limits over."""
+        for handler in self._registry:
+            self.scheduler.limit(handler.type, handler.concurrency)
 
     def cancel(self, message_id: str) -> bool:
-        """Cancel a record that this consumer holds; False when it holds no such record."""
+        """Cancel a record that this consumer holds, or will read soon; False when it holds no such record now."""
+        self._cancelled[message_id.encode()] = None
+        if len(self._cancelled) > KEEP_CANCELLED:
+            self._cancelled.popitem(last=False)
         for work in self._held.values():
             if work.record is not None and work.record.id == message_id:
                 if self.scheduler.remove(work):
@@ -177,7 +200,7 @@ class Consumer:
             options=self._options,
         )
 
-    async def _work(self, critical_only: bool) -> None:
+    async def _work(self, *, critical_only: bool) -> None:
         idle = self._idle_critical if critical_only else self._idle
         scheduler = self.scheduler
         slice_start = time.monotonic()
@@ -234,7 +257,7 @@ class Consumer:
             return 0  # half a window at a time: a read for every single record would cost more than it brings
         return window - waiting
 
-    def _deliver(self, level: Priority, stream: str, entry: bytes, fields: list[bytes] | None, found: bool) -> None:
+    def _deliver(self, level: Priority, stream: str, entry: bytes, fields: list[bytes] | None, *, found: bool) -> None:
         if (stream, entry) in self._held:
             return
         if fields is None:
@@ -258,10 +281,11 @@ class Consumer:
 
     def _hold(self, work: Work, *, older: bool) -> None:
         self._held[(work.stream, work.entry)] = work
-        if work.kind not in self._limited:
-            handler = self._registry.find(work.kind)
-            self.scheduler.limit(work.kind, handler.concurrency if handler is not None else None)
-            self._limited.add(work.kind)
+        handler = self._registry.find(work.kind)
+        if handler is not None:
+            work.kind = handler.type  # the limit is the handler's, which may take several types
+        if self._cancelled and work.message_id in self._cancelled:
+            work.cancelled = True
         self.scheduler.push(work, older=older)
 
     def _lost(self, stream: str, entry: bytes) -> None:
@@ -270,11 +294,21 @@ class Consumer:
         self._outbox.submit(pack(("XACK", stream, GROUP, entry)), lambda _reply: None)
 
     def _settled(self, work: Work) -> None:
-        self._held.pop((work.stream, work.entry), None)
+        if self._held.get((work.stream, work.entry)) is work:
+            del self._held[(work.stream, work.entry)]
+
+    def _check_pending(self, pending: int) -> None:
+        """Twice more pending at the server than we hold: something was delivered and never seen. Look for it."""
+        self._audits_failed = self._audits_failed + 1 if pending > len(self._held) else 0
+        if self._audits_failed >= 2:
+            self._audits_failed = 0
+            log.warning("consumer %s holds %d records and has %d pending: looking for the rest", self.name,
+                        len(self._held), pending)  # fmt: skip
+            self._redrain()
 
     def _again(self, work: Work, delay: float) -> None:
         def back() -> None:
-            if (work.stream, work.entry) in self._held and not self._stopping:
+            if self._held.get((work.stream, work.entry)) is work and not self._stopping:
                 self.scheduler.push(work, older=True)
                 self._wake()
 
@@ -287,7 +321,9 @@ class Consumer:
         self._outbox.submit(pack(("CLIENT", "UNBLOCK", client_id)), answered)
 
     def _fenced(self, name: str) -> None:
-        """Somebody declared us dead (we were stopped, or cut off): everything we held is theirs. Come back as a new one."""
+        """Somebody declared us dead (we were stopped, or cut off): everything we held is theirs. Come back as a new
+        one.
+        """
         if name != self.name:
             return
         self.fenced_times += 1
@@ -297,6 +333,8 @@ class Consumer:
             self.scheduler.remove(work)
         self._held.clear()
         self._heartbeat.rename(self.name)
+        # what the server still delivers under the old name is to be taken at once
+        self._outbox.submit(pack(("HSET", self._keys.beats, f"{self.app}|{name}", RELEASED)), lambda _reply: None)
         self._outbox.script("beat", *self._heartbeat.arguments(), lambda _reply: None)
         self._redrain()
 

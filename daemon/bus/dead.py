@@ -45,7 +45,9 @@ class DeadLetter:
 
     def summary(self) -> dict[str, Any]:
         """What a list shows."""
-        shown = {name: (self.field(name.encode()) or b"").decode("utf-8", "replace") for name in ("id", "type", "source")}
+        shown = {
+            name: (self.field(name.encode()) or b"").decode("utf-8", "replace") for name in ("id", "type", "source")
+        }
         return {
             "entry": self.entry,
             "app": self.app,
@@ -142,10 +144,7 @@ def edited(letter: DeadLetter, *, data: Any, type: str | None) -> Record:
 def _letter(app: str, entry: bytes, flat: list[bytes]) -> DeadLetter:
     notes = {name: value for name, value in zip(flat[::2], flat[1::2], strict=False) if name in NOTES}
     fields = tuple(
-        part
-        for name, value in zip(flat[::2], flat[1::2], strict=False)
-        if name not in NOTES
-        for part in (name, value)
+        part for name, value in zip(flat[::2], flat[1::2], strict=False) if name not in NOTES for part in (name, value)
     )
     return DeadLetter(
         app,
@@ -161,5 +160,7 @@ def _letter(app: str, entry: bytes, flat: list[bytes]) -> DeadLetter:
 def _checked(app: str, entry: str) -> str:
     ms, _, n = entry.partition("-")
     if not (ms.isdigit() and (n or "0").isdigit()):
-        raise NoSuchDeadLetter(f"{entry!r} is not a dead letter's id; ids look like 1700000000000-0: list those of {app!r}")
+        raise NoSuchDeadLetter(
+            f"{entry!r} is not a dead letter's id; ids look like 1700000000000-0: list those of {app!r}"
+        )
     return entry

@@ -1,6 +1,7 @@
 """From arguments to the bytes of a request: the hot half of publishing.
 
-A route holds what is the same for every record to one place (stream, type, source, ...), checked and packed once. Encoding
+A route holds what is the same for every record to one place (stream, type, source, ...), checked and packed once.
+Encoding
 one record then only adds what varies: id, payload, times and the rarely used fields.
 """
 
@@ -11,9 +12,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from petalbus.daemon.bus.keys import checked_name
+from petalbus.schemas.compression import compress
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.payloads import prepare
-from petalbus.schemas.record import Record, compress
+from petalbus.schemas.record import Record
 from petalbus.schemas.stamps import BOOT_ID, boot_clock_ns
 from petalbus.schemas.vocabulary import ID_RULE, MAX_ID_CHARS, MAX_PAYLOAD_BYTES, MAX_TYPE_CHARS, TYPE_RULE, Priority
 
@@ -40,7 +42,9 @@ def checked_type(value: str) -> str:
 def checked_id(value: str) -> str:
     """Return ``value`` when it is a message id; raises RecordInvalid."""
     if not ID_RULE.match(value):
-        raise RecordInvalid("id", f"{value!r} is not a message id", limit=f"1 to {MAX_ID_CHARS} visible ASCII characters")
+        raise RecordInvalid(
+            "id", f"{value!r} is not a message id", limit=f"1 to {MAX_ID_CHARS} visible ASCII characters"
+        )
     return value
 
 

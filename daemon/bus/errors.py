@@ -1,20 +1,20 @@
 """What can go wrong on the bus.
 
-    BusError
-    ├── BusUnavailable        the server cannot be reached (or answers with an error) within the time allowed
-    │   └── OutcomeUnknown    the connection broke after sending: stored or not, nobody can know
-    ├── ServerRefused         the server is there and cannot serve us: too old, replica, wrong password
-    ├── BusFull               the memory ceiling is reached; nothing was stored
-    ├── QueueFull             the recipient's inbox is at its limit; nothing was stored
-    ├── RateLimited           the source sends more telemetry than it may; nothing was stored
-    ├── IdConflict            the message id belongs to another message already
-    ├── Fenced                the lease was lost: another consumer owns the work now
-    ├── RequestTimeout        no reply within the time allowed
-    ├── RequestCancelled      the request was cancelled before it had a result
-    ├── ReplyError            the reply is of kind ``error``
-    └── HandlerError          raise it in a handler to answer with an error of your own
+BusError
+├── BusUnavailable        the server cannot be reached (or answers with an error) within the time allowed
+│   └── OutcomeUnknown    the connection broke after sending: stored or not, nobody can know
+├── ServerRefused         the server is there and cannot serve us: too old, replica, wrong password
+├── BusFull               the memory ceiling is reached; nothing was stored
+├── QueueFull             the recipient's inbox is at its limit; nothing was stored
+├── RateLimited           the source sends more telemetry than it may; nothing was stored
+├── IdConflict            the message id belongs to another message already
+├── Fenced                the lease was lost: another consumer owns the work now
+├── RequestTimeout        no reply within the time allowed
+├── RequestCancelled      the request was cancelled before it had a result
+├── ReplyError            the reply is of kind ``error``
+└── HandlerError          raise it in a handler to answer with an error of your own
 
-    schemas.RecordInvalid (a ValueError) tells which field of a record breaks the wire contract.
+schemas.RecordInvalid (a ValueError) tells which field of a record breaks the wire contract.
 """
 
 from __future__ import annotations
@@ -118,7 +118,12 @@ class HandlerError(BusError):
     code = "handler_error"
 
     def __init__(
-        self, message: str, *, error_code: str = "HANDLER_ERROR", data: dict[str, Any] | None = None, retry: bool = False
+        self,
+        message: str,
+        *,
+        error_code: str = "HANDLER_ERROR",
+        data: dict[str, Any] | None = None,
+        retry: bool = False,
     ) -> None:
         self.error_code = error_code
         self.data = data or {}

@@ -8,7 +8,7 @@ HandlerError to answer with an error of its own.
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -70,7 +70,13 @@ class Handler:
 
     @classmethod
     def of(
-        cls, function: HandlerFunction, *, record_type: str, redelivery: Redelivery, concurrency: int | None, max_attempts: int
+        cls,
+        function: HandlerFunction,
+        *,
+        record_type: str,
+        redelivery: Redelivery,
+        concurrency: int | None,
+        max_attempts: int,
     ) -> Handler:
         """Check a function and its declaration; raises TypeError or ValueError that says what is wrong."""
         generator = inspect.isasyncgenfunction(function)
@@ -109,6 +115,9 @@ class Registry:
     def find(self, record_type: str) -> Handler | None:
         """The handler of a type, or the one for everything."""
         return self._handlers.get(record_type) or self._handlers.get("*")
+
+    def __iter__(self) -> Iterator[Handler]:
+        return iter(list(self._handlers.values()))
 
     def __len__(self) -> int:
         return len(self._handlers)

@@ -6,10 +6,12 @@ count goes up as long as the process runs, whatever the loop does.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import threading
 import time
+from typing import Self
 
 import hiredis
 
@@ -52,9 +54,11 @@ class Heartbeat:
         """Beat for another consumer name from now on."""
         self._name = name
 
-    def stop(self) -> None:
-        """Stop within one period; does not wait for the thread."""
+    async def stop(self) -> None:
+        """Stop, and wait for a beat that is under way: it must not come after the farewell."""
         self._stop.set()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, 1.5)
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -73,19 +77,15 @@ class _Wire:
 
     def __init__(self, address: Address, *, timeout: float) -> None:
         self._reader = hiredis.Reader()
-        if address.path is not None:
-            self._socket: socket.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._socket.settimeout(timeout)
-            self._socket.connect(address.path)
-        else:
-            self._socket = socket.create_connection((address.host, address.port), timeout=timeout)
-            context = address.ssl_context()
-            if context is not None:
-                self._socket = context.wrap_socket(self._socket, server_hostname=address.host)
-        if address.password is not None:
-            self.call("AUTH", address.username or "default", address.password)
+        self._socket = _connected(address, timeout)
+        try:
+            if address.password is not None:
+                self.call("AUTH", address.username or "default", address.password)
+        except BaseException:
+            self._socket.close()
+            raise
 
-    def __enter__(self) -> _Wire:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -104,3 +104,21 @@ class _Wire:
         if isinstance(reply, hiredis.HiredisError):
             raise reply
         return reply
+
+
+def _connected(address: Address, timeout: float) -> socket.socket:
+    if address.path is not None:
+        plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        target: str | tuple[str, int] = address.path
+    else:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        plain = socket.socket(family, socket.SOCK_STREAM)
+        target = (address.host, address.port)
+    try:
+        plain.settimeout(timeout)
+        plain.connect(target)
+        context = address.ssl_context()
+        return context.wrap_socket(plain, server_hostname=address.host) if context is not None else plain
+    except BaseException:
+        plain.close()
+        raise

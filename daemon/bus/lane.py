@@ -51,7 +51,7 @@ class Backoff:
         """The next waiting time."""
         base = min(self.most, self.first * 2.0**self.attempts)
         self.attempts = min(self.attempts + 1, 32)
-        return base * random.uniform(0.5, 1.0)
+        return base * random.uniform(0.5, 1.0)  # noqa: S311  # jitter, no secret
 
     def reset(self) -> None:
         """Start again from the shortest waiting time."""
@@ -100,12 +100,19 @@ class Lane:
         self._task = asyncio.create_task(self._run(), name=f"petalbus-lane-{self.name}")
 
     @property
+    def closing(self) -> bool:
+        """True once ``close`` was called."""
+        return self.state is LaneState.CLOSED
+
+    @property
     def started(self) -> bool:
         """True once ``start`` was called."""
         return self._task is not None
 
     async def wait_live(self, timeout: float) -> Connection:
-        """Wait until the lane is live; raises BusUnavailable or ServerRefused with the last reason after ``timeout`` s."""
+        """Wait until the lane is live; raises BusUnavailable or ServerRefused with the last reason after ``timeout``
+        s.
+        """
         end = time.monotonic() + timeout
         while True:
             connection = self.connection
@@ -140,7 +147,7 @@ class Lane:
             self._task = None
 
     async def _run(self) -> None:
-        while self.state is not LaneState.CLOSED:
+        while not self.closing:
             try:
                 connection = await self._establish()
             except (BusUnavailable, ServerRefused, ServerError) as error:
@@ -153,7 +160,7 @@ class Lane:
                 self._go_live(connection)
                 await connection.closed
                 self._lose()
-            if self.state is LaneState.CLOSED:
+            if self.closing:
                 return
             self.state = LaneState.WAITING
             await asyncio.sleep(self._backoff.next())
@@ -163,9 +170,7 @@ class Lane:
         connection = await open_connection(self._address, timeout=self._connect_timeout, patience=self._patience)
         try:
             self.state = LaneState.CHECKING
-            replication = await connection.call("INFO", "replication")
-            if b"role:slave" in replication:
-                raise ServerRefused(f"{self._address.shown} is a replica; the bus needs the primary")
+            await self._check(connection)
             self.client_id = await connection.call("CLIENT", "ID")
             await connection.call("CLIENT", "SETNAME", f"petalbus-{self.name}")
             self.state = LaneState.PREPARING
@@ -174,6 +179,10 @@ class Lane:
             connection.close()
             raise
         return connection
+
+    async def _check(self, connection: Connection) -> None:
+        if b"role:slave" in await connection.call("INFO", "replication"):
+            raise ServerRefused(f"{self._address.shown} is a replica; the bus needs the primary")
 
     def _note(self, error: Exception) -> None:
         if str(error) != str(self.last_error):

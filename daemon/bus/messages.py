@@ -90,12 +90,24 @@ class Messages:
             return known is not None and known.state is Status.CANCELLED
         replies = self._keys.replies(known.source)
         route = Route(replies, "cancelled", self._app, recipient=known.source)
-        text = {"status": "error", "success": False, "error_code": "CANCELLED", "message": "cancelled before it was read"}
+        text = {
+            "status": "error",
+            "success": False,
+            "error_code": "CANCELLED",
+            "message": "cancelled before it was read",
+        }
         fields = self._reply_fields(route, message_id, prepare("cancelled", text))
         inbox = self._keys.inbox(known.recipient, int(known.priority))
         outcome = CANCELLED.decode() + known.entry + f"|{known.priority}|{known.recipient}|{known.source}"
         keys = [inbox, self._keys.ids, replies, self._keys.control(known.recipient)]
-        head = [GROUP, known.entry, message_id, outcome, KEEP_CONTROL, self._options.keep_replies]
+        head: list[bytes | str | int] = [
+            GROUP,
+            known.entry,
+            message_id,
+            outcome,
+            KEEP_CONTROL,
+            self._options.keep_replies,
+        ]
         answer = await self._outbox.run("cancel", keys, [*head, *fields])
         if answer == b"gone":
             # ours from a first attempt whose answer was lost, or settled meanwhile

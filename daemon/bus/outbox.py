@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from petalbus.daemon.bus.connection import Connection, ServerError, pack, settle
 from petalbus.daemon.bus.envelope import bulk
-from petalbus.daemon.bus.errors import BusFull, BusUnavailable, OutcomeUnknown, QueueFull
+from petalbus.daemon.bus.errors import BusFull, BusUnavailable, OutcomeUnknown
 from petalbus.daemon.bus.keys import Keys
 from petalbus.daemon.bus.lane import RESTART_ERRORS, Lane
 from petalbus.daemon.bus.options import BusOptions
@@ -29,6 +30,7 @@ MAX_BATCH_RECORDS = 128
 
 MAX_BATCH_BYTES = 256 * 1024
 CHECK_EVERY = 8
+MAX_UNWRITTEN = 32 * 1024 * 1024
 
 
 class Job:
@@ -36,12 +38,14 @@ class Job:
 
     __slots__ = ("beside", "born", "done", "outbox", "packed")
 
-    def __init__(self, outbox: Outbox, packed: bytes, done: Callable[[Any], None], *, beside: bool = False) -> None:
+    def __init__(
+        self, outbox: Outbox, packed: bytes, done: Callable[[Any], None], *, beside: bool = False, lasting: bool = False
+    ) -> None:
         self.outbox = outbox
         self.packed = packed
         self.done = done
         self.beside = beside
-        self.born = time.monotonic()
+        self.born = math.inf if lasting else time.monotonic()
 
     def __call__(self, reply: Any) -> None:
         """The waiter: decides between done, again, and failed."""
@@ -142,9 +146,9 @@ class Outbox:
         future: asyncio.Future[bytes] = self._loop.create_future()
         if self.idle:
             # nothing to wait for: one record at a time is fastest without a detour through the end of the tick
-            batch = Batch()
-            batch.add(future, arguments, chunk)
-            self._send_batch(stream, batch)
+            single = Batch()
+            single.add(future, arguments, chunk)
+            self._send_batch(stream, single)
             return future
         batch = self._batches.get(stream)
         if batch is None:
@@ -157,7 +161,12 @@ class Outbox:
         return future
 
     def append_beside(
-        self, stream: str, arguments: int, chunk: bytes, beside: Connection, done: Callable[[bytes | BaseException], None]
+        self,
+        stream: str,
+        arguments: int,
+        chunk: bytes,
+        beside: Connection,
+        done: Callable[[bytes | BaseException], None],
     ) -> None:
         """As ``append``, on another connection, kept for one write with the next request there.
 
@@ -172,11 +181,21 @@ class Outbox:
         beside.send(packed, Job(self, packed, answered, beside=True), more=True)
 
     @property
+    def congested(self) -> bool:
+        """True when so many bytes wait to be written that more would only cost memory."""
+        connection = self.lane.connection
+        return connection is not None and connection.unwritten > MAX_UNWRITTEN
+
+    @property
     def idle(self) -> bool:
         """True when nothing is waiting for an answer or for its turn."""
         connection = self.lane.connection
         return (
-            connection is not None and not connection.waiting and not self._batches and not self._again and not self._beside
+            connection is not None
+            and not connection.waiting
+            and not self._batches
+            and not self._again
+            and not self._beside
         )
 
     async def add(self, packed: bytes) -> bytes:
@@ -195,17 +214,19 @@ class Outbox:
         if action not in self._tick:
             self._tick.append(action)
 
-    def script(self, name: str, keys: list[str], args: list[bytes | str | int], done: Callable[[Any], None]) -> None:
+    def script(
+        self, name: str, keys: list[str], args: Sequence[bytes | str | int], done: Callable[[Any], None]
+    ) -> None:
         """Run an idempotent script; ``done`` gets its reply or an error. Repeated until answered."""
         self.submit(pack(("EVALSHA", load(name).sha, len(keys), *keys, *args)), done)
 
-    async def run(self, name: str, keys: list[str], args: list[bytes | str | int]) -> Any:
+    async def run(self, name: str, keys: list[str], args: Sequence[bytes | str | int]) -> Any:
         """Run an idempotent script and wait for its reply."""
         future: asyncio.Future[Any] = self._loop.create_future()
         self.script(name, keys, args, lambda reply: settle(future, reply))
         return await future
 
-    async def call(self, *args: bytes | str | int | float) -> Any:
+    async def call(self, *args: bytes | str | float) -> Any:
         """Run one plain command, once. Raises OutcomeUnknown, ServerError or BusUnavailable."""
         return await self.once(pack(args))
 
@@ -218,9 +239,14 @@ class Outbox:
         connection.send(packed, lambda reply: settle(future, reply))
         return await future
 
-    def submit(self, packed: bytes, done: Callable[[Any], None], *, via: Connection | None = None) -> None:
-        """Send a repeatable request now, or as soon as the lane is live. ``via``: another connection that is free."""
-        job = Job(self, packed, done)
+    def submit(
+        self, packed: bytes, done: Callable[[Any], None], *, via: Connection | None = None, lasting: bool = False
+    ) -> None:
+        """Send a repeatable request now, or as soon as the lane is live.
+
+        ``via``: another connection that is free. ``lasting``: never give up (only for what is bounded otherwise).
+        """
+        job = Job(self, packed, done, lasting=lasting)
         connection = via or self.lane.connection
         if connection is None or self._again or (self._beside and via is None):
             self._again.append(job)
@@ -252,6 +278,9 @@ class Outbox:
             self.lane.restart(error)
         self.repeated += 1
         self._again.append(job)
+        connection = self.lane.connection
+        if connection is not None and not connection.closed.done() and not self._beside and not connection.broken:
+            self._send_again(connection)  # it was lost on another connection; the command lane is alive
         self._watch_expiry()
 
     def _flush_batches(self) -> None:
@@ -308,10 +337,13 @@ class Outbox:
     def _expire(self) -> None:
         self._expiry = None
         oldest = time.monotonic() - self._options.send_timeout
-        while self._again and self._again[0].born < oldest:
-            reason = self.lane.last_error or "no connection"
-            text = f"not confirmed within {self._options.send_timeout:g} s ({reason}); stored or not is unknown"
-            self._again.popleft().done(OutcomeUnknown(f"{text}; sending it again with the same id is safe"))
+        expired = [job for job in self._again if job.born < oldest]
+        if expired:
+            self._again = deque(job for job in self._again if job.born >= oldest)
+        reason = self.lane.last_error or "no connection"
+        text = f"not confirmed within {self._options.send_timeout:g} s ({reason}); stored or not is unknown"
+        for job in expired:
+            job.done(OutcomeUnknown(f"{text}; sending it again with the same id is safe"))
         self._watch_expiry()
 
     async def close(self) -> None:
@@ -325,11 +357,8 @@ class Outbox:
 
 def translated(error: ServerError) -> Exception:
     """The bus's own error for an error reply after which nothing was stored."""
-    text = str(error)
     if error.prefix == "OOM":
         return BusFull("the server's memory ceiling is reached; nothing was stored. Let consumers catch up or raise it")
     if error.prefix == "MISCONF":
         return BusUnavailable("the server cannot write to its disk; nothing was stored. Free some space")
-    if "QUEUEFULL" in text:
-        return QueueFull(text.partition("QUEUEFULL ")[2] + "; nothing was stored. Is its consumer running?")
     return error

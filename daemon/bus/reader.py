@@ -1,6 +1,7 @@
 """Reads two priority levels of an inbox into the scheduler, never more than there is room for.
 
-Its connection always has one blocking XREADGROUP under way, which is never cancelled: a cancelled read can leave entries
+Its connection always has one blocking XREADGROUP under way, which is never cancelled: a cancelled read can leave
+entries
 delivered and unseen. Where the read has to end early it is released with CLIENT UNBLOCK.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from petalbus.daemon.bus.connection import Connection, ServerError, pack
 from petalbus.daemon.bus.errors import OutcomeUnknown
@@ -21,8 +22,13 @@ from petalbus.schemas.vocabulary import Priority
 
 log = logging.getLogger("petalbus.bus")
 
-Delivery = Callable[[Priority, str, bytes, "list[bytes] | None", bool], None]
-"""Called with level, stream, entry id, fields (None: trimmed away) and whether it was found in our own pending list."""
+
+class Delivery(Protocol):
+    """Takes one entry. ``fields`` None: it was trimmed away. ``found``: it may have been delivered before."""
+
+    def __call__(
+        self, level: Priority, stream: str, entry: bytes, fields: list[bytes] | None, *, found: bool
+    ) -> None: ...
 
 
 class Reader:
@@ -50,7 +56,8 @@ class Reader:
         self._unblock = unblock
         self._loop = asyncio.get_running_loop()
         self._block = int(options.block * 1000)
-        self._checkpoints: dict[Priority, bytes] = {}
+        self._suspect_until: dict[Priority, tuple[int, int]] = {}
+        self._client_id = 0
         self._pair = tuple(streams)
         self._reading: frozenset[Priority] = frozenset()
         self._shape = (0, 0, "")
@@ -83,8 +90,10 @@ class Reader:
             return
         if self._parked:
             self._arm()
-        elif self._armed and len(self._reading) < len(self._pair) and any(
-            level not in self._reading and self._room(level) > 0 for level in self._pair
+        elif (
+            self._armed
+            and len(self._reading) < len(self._pair)
+            and any(level not in self._reading and self._room(level) > 0 for level in self._pair)
         ):
             self._reading = frozenset(self._pair)  # ask once
             self._shape = (0, 0, "")
@@ -165,30 +174,33 @@ class Reader:
     @property
     def free_connection(self) -> Connection | None:
         """The connection, while no read is under way on it."""
-        return None if self._armed else self.lane.connection
+        connection = self.lane.connection
+        return None if self._armed or self._stopping or connection is None or connection.broken else connection
 
-    def _hand_over(self, reply: Any, *, found: bool) -> int:
-        count = 0
+    def _hand_over(self, reply: Any, *, found: bool) -> None:
         for stream, entries in reply:
             level = self._levels[stream]
             name = self._streams[level]
+            suspect = self._suspect_until.get(level)
             for entry, fields in entries:
-                self._deliver(level, name, entry, fields, found)
-            if entries and not found:
-                self._checkpoints[level] = entries[-1][0]
-            count += len(entries)
-        return count
+                again = found or (suspect is not None and _number(entry) <= suspect)
+                self._deliver(level, name, entry, fields, found=again)
+            if suspect is not None and entries and _number(entries[-1][0]) >= suspect:
+                del self._suspect_until[level]
 
     async def _prepare(self, connection: Connection) -> None:
-        """Drain our own pending entries. A missing group is made from our own checkpoint, never from the end."""
+        """Drain our own pending entries; make groups that are missing, from the beginning and never from the end."""
+        if self.lane.client_id != self._client_id and self._client_id:
+            # a connection that only we have lost: the server must not deliver to the read it still sees there
+            await connection.call("CLIENT", "UNBLOCK", self._client_id)
+        self._client_id = self.lane.client_id
         for level, stream in self._streams.items():
             try:
                 await self._drain(connection, stream)
             except ServerError as error:
                 if error.prefix != "NOGROUP":
                     raise
-                start = self._checkpoints.get(level, b"0")
-                await self._make_group(connection, stream, start)
+                await self._make_group(connection, level, stream)
         self._delivered()
 
     async def _drain(self, connection: Connection, stream: str) -> None:
@@ -201,9 +213,14 @@ class Reader:
             self._hand_over(reply, found=True)
             after = reply[0][1][-1][0]
 
-    async def _make_group(self, connection: Connection, stream: str, start: bytes) -> None:
+    async def _make_group(self, connection: Connection, level: Priority, stream: str) -> None:
+        # A group that somebody destroyed knew what was settled. The id window knows it too: everything that is there
+        # now is looked up before it runs (``found``).
+        rows = await connection.call("XREVRANGE", stream, "+", "-", "COUNT", 1)
+        if rows:
+            self._suspect_until[level] = _number(rows[0][0])
         try:
-            await connection.call("XGROUP", "CREATE", stream, GROUP, start, "MKSTREAM")
+            await connection.call("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
         except ServerError as error:
             if error.prefix != "BUSYGROUP":  # a sibling was quicker
                 raise
@@ -212,3 +229,8 @@ class Reader:
         self._armed = False
         if self._stopping:
             self._stopped.set()
+
+
+def _number(entry: bytes) -> tuple[int, int]:
+    ms, _, n = entry.partition(b"-")
+    return int(ms), int(n)

@@ -38,6 +38,7 @@ class Reaper:
         me: Callable[[], str],
         taken: Taken,
         room: Callable[[Priority], int],
+        audit: Callable[[int], None],
     ) -> None:
         self._app = app
         self._keys = keys
@@ -49,6 +50,8 @@ class Reaper:
         self._leases = LeaseTable(term=options.dead_after)
         self._orphans: set[str] = set()
         self._task: asyncio.Task[None] | None = None
+        self._audit = audit
+        self._lately_dead: dict[str, float] = {}
         self._own = -1
         self._own_since = 0.0
         self.taken_over = 0
@@ -91,8 +94,15 @@ class Reaper:
         others = {name: count for name, count in beats.items() if name != mine}
         for name in self._orphans - beats.keys():
             others[name] = 0
-        for name in self._leases.observe(others, asked=asked, now=now):
-            if await self._take_over(name):
+        dead = self._leases.observe(others, asked=asked, now=now)
+        for name in dead:
+            # the server may still deliver to a read that the dead one had left behind: look again for as long as that
+            # lasts
+            self._lately_dead[name] = now + self._options.block + self._options.patience
+        for name, until in list(self._lately_dead.items()):
+            if name == mine or (name in others and name not in dead) or (now > until and name not in dead):
+                del self._lately_dead[name]
+            elif await self._take_over(name) and name in dead:
                 self._orphans.discard(name)
                 await self._outbox.call("HDEL", self._keys.beats, f"{self._app}|{name}")
 
@@ -111,12 +121,15 @@ class Reaper:
 
     async def _find_orphans(self) -> set[str]:
         orphans = set()
+        own = 0
         for stream in self._keys.inboxes(self._app).values():
             for row in await self._outbox.call("XINFO", "CONSUMERS", stream, GROUP):
                 info = dict(zip(row[::2], row[1::2], strict=True))
-                if info[b"pending"]:
+                if info[b"name"] == self._me().encode():
+                    own += info[b"pending"]
+                elif info[b"pending"]:
                     orphans.add(info[b"name"].decode())
-        orphans.discard(self._me())
+        self._audit(own)
         return orphans
 
     async def _take_over(self, dead: str) -> bool:

@@ -1,7 +1,8 @@
 """Requests that wait for replies, and the lane on which replies and cancellations arrive.
 
 One blocking XREAD over the app's reply stream and its control stream is armed all the time. Replies are found by
-``reply_to``. After every reconnect each waiting request is looked up once, so that no reply is missed, whoever restarted.
+``reply_to``. After every reconnect each waiting request is looked up once, so that no reply is missed, whoever
+restarted.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ OnProgress = Callable[[Record], None]
 
 
 class Waiting:
-    """One request that waits: its future, who wants to hear of progress, and the monotonic time at which it gives up."""
+    """One request that waits: its future, who wants to hear of progress, and the monotonic time at which it gives
+    up.
+    """
 
     __slots__ = ("end", "future", "on_progress")
 
@@ -58,6 +61,7 @@ class ReplyLane:
         self._block = int(options.block * 1000)
         self._loop = asyncio.get_running_loop()
         self._armed = False
+        self._reconciling: asyncio.Task[None] | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self.always = False
         self.waiting: dict[str, Waiting] = {}
@@ -148,7 +152,9 @@ class ReplyLane:
 
     async def _prepare(self, connection: Connection) -> None:
         for stream, seen in self._streams.items():
-            if not seen:
+            if not seen and stream != self._name:
+                self._streams[stream] = b"0-0"  # a cancellation from before our start may concern what we will read
+            elif not seen:
                 rows = await connection.call("XREVRANGE", stream, "+", "-", "COUNT", 1)
                 self._streams[stream] = rows[0][0] if rows else b"0-0"
 
@@ -156,7 +162,7 @@ class ReplyLane:
         self._armed = False
         self.arm()
         if self.waiting:
-            asyncio.create_task(self._reconcile(), name="petalbus-reconcile")
+            self._reconciling = asyncio.create_task(self._reconcile(), name="petalbus-reconcile")
 
     def _on_reply(self, reply: Any) -> None:
         self._armed = False
@@ -180,7 +186,7 @@ class ReplyLane:
         try:
             self.take(Record.from_fields(fields, stream_id=entry.decode()))
         except RecordInvalid as error:
-            log.error("reply %s in %s is not a record: %s", entry.decode(), self._replies, error)
+            log.warning("reply %s in %s is not a record: %s", entry.decode(), self._replies, error)
 
     async def _reconcile(self) -> None:
         for message_id in list(self.waiting):

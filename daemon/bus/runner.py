@@ -8,9 +8,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-
 from petalbus.daemon.bus.envelope import payload
-from petalbus.daemon.bus.errors import BusError, HandlerError
+from petalbus.daemon.bus.errors import HandlerError
 from petalbus.daemon.bus.handlers import Handler, Registry, Reply, as_reply, is_final
 from petalbus.daemon.bus.keys import GROUP, Keys
 from petalbus.daemon.bus.options import BusOptions
@@ -61,6 +60,7 @@ class Runner:
         options: BusOptions,
         dropped: Callable[[Work], None],
         again: Callable[[Work, float], None],
+        fenced: Callable[[str], None],
     ) -> None:
         self._registry = registry
         self._committer = committer
@@ -69,6 +69,7 @@ class Runner:
         self._options = options
         self._dropped = dropped
         self._again = again
+        self._fenced = fenced
         self._loop = asyncio.get_running_loop()
         self._marker: asyncio.TimerHandle | None = None
         self.running: set[Work] = set()
@@ -117,15 +118,19 @@ class Runner:
         self._committer.settle(work, TIMEOUT, [self._reply(work, Reply(data, ReplyKind.ERROR))])
 
     async def begin(self, work: Work) -> bool:
-        """Mark a record as processing; False when the lease is lost or the server cannot be asked."""
+        """Mark a record as processing; False when the lease is lost. Raises BusError when the server cannot be
+        asked.
+        """
         work.marked = True
         keys = [work.stream, self._keys.ids, self._keys.fenced]
-        args = [GROUP, work.owner, work.entry, work.message_id, work.outcome(PROCESSING), work.attempts]
-        try:
-            return bool(await self._outbox.run("begin", keys, args))
-        except BusError as error:
-            log.warning("record %s does not start: %s", work.message_id.decode("ascii", "replace"), error)
-            return False
+        args = self._begin_arguments(work)
+        answer = await self._outbox.run("begin", keys, args)
+        if answer == -1:
+            self._fenced(work.owner)
+        return bool(answer == 1)
+
+    def _begin_arguments(self, work: Work) -> list[bytes | str | int]:
+        return [GROUP, work.owner, work.entry, work.message_id, work.outcome(PROCESSING), work.attempts]
 
     async def tell(self, work: Work, reply: Reply) -> bool:
         """Append a reply that is not the last; False when the lease is lost."""
@@ -149,7 +154,7 @@ class Runner:
                 self._broke(work, handler, error)
         except HandlerError as error:
             self._refused(work, handler, error)
-        except Exception as error:  # whatever a handler raises becomes a retry or a dead letter, never a crash
+        except Exception as error:  # noqa: BLE001  # whatever a handler raises becomes a retry or a dead letter, never a crash
             self._broke(work, handler, error)
         else:
             self._committer.settle(work, FAILED if reply.kind is ReplyKind.ERROR else COMPLETED, outputs)
@@ -185,8 +190,8 @@ class Runner:
             if not work.marked:
                 work.marked = True
                 keys = [work.stream, self._keys.ids, self._keys.fenced]
-                args = [GROUP, work.owner, work.entry, work.message_id, work.outcome(PROCESSING), work.attempts]
-                self._outbox.script("begin", keys, list(args), lambda _reply: None)
+                args = self._begin_arguments(work)
+                self._outbox.script("begin", keys, args, lambda _reply: None)
 
     async def _seen_before(self, work: Work, record: Record) -> bool:
         """For a redelivery: settle what must not run again; True when that is so."""
@@ -203,7 +208,12 @@ class Runner:
             text = "the consumer died while it worked on this; whether it took effect is unknown, it is not run again"
             self._bury(work, "outcome unknown", text, "OUTCOME_UNKNOWN")
         elif state == PROCESSING and handler is not None and work.attempts > handler.max_attempts:
-            self._bury(work, "attempts", f"its consumer died {work.attempts - 1} times while working on it", "ATTEMPTS_EXHAUSTED")
+            self._bury(
+                work,
+                "attempts",
+                f"its consumer died {work.attempts - 1} times while working on it",
+                "ATTEMPTS_EXHAUSTED",
+            )
         else:
             return False
         return True
@@ -211,7 +221,9 @@ class Runner:
     def _payload_fits(self, work: Work, record: Record) -> bool:
         try:
             # decoded and checked in one go: the handler's ``record.data`` finds it there
-            record.__dict__["data"] = validate_payload(record.type, record.raw if record.encoding is None else record.body)
+            record.__dict__["data"] = validate_payload(
+                record.type, record.raw if record.encoding is None else record.body
+            )
         except RecordInvalid as error:
             self._bury(work, "invalid", str(error), "INVALID_PAYLOAD")
             return False
@@ -268,5 +280,3 @@ def _problem(code: str, message: str) -> dict[str, Any]:
     message = plain(message)
     # both shapes that deployed programs read: ``success``/``error`` and ``status``/``message``
     return {"status": "error", "success": False, "error_code": code, "error": message, "message": message}
-
-

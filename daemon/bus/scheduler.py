@@ -22,7 +22,11 @@ class Schedulable(Protocol):
     level: Priority
     lane: str
     kind: str
-    order: tuple[int, int]
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """The place in the stream: its id as numbers."""
+        ...
 
 
 T = TypeVar("T", bound=Schedulable)

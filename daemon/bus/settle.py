@@ -1,6 +1,7 @@
 """How work ends: outcomes, and the committer that makes them happen in one atomic step each.
 
-Outcomes of one event-loop tick leave as one call of the commit script per inbox stream. The script acknowledges, appends
+Outcomes of one event-loop tick leave as one call of the commit script per inbox stream. The script acknowledges,
+appends
 the replies (or the dead letter) and remembers the outcome, or does nothing when the lease was lost.
 """
 
@@ -11,9 +12,11 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from petalbus.daemon.bus.connection import Connection, pack
+from petalbus.daemon.bus.connection import Connection, ServerError, pack
 from petalbus.daemon.bus.envelope import NO_FIELDS, Fields, Route, bulk
+from petalbus.daemon.bus.errors import BusError, BusUnavailable
 from petalbus.daemon.bus.keys import GROUP, Keys
+from petalbus.daemon.bus.lane import RESTART_ERRORS
 from petalbus.daemon.bus.options import BusOptions
 from petalbus.daemon.bus.outbox import Outbox
 from petalbus.daemon.bus.scripts import load
@@ -24,6 +27,8 @@ from petalbus.schemas.vocabulary import ReplyKind
 log = logging.getLogger("petalbus.bus")
 
 MAX_HEADS: Final = 1024
+MAX_DEAD_ITEMS: Final = 1000
+RETRY_AFTER: Final = 0.5
 MAX_TEXT: Final = 16_384
 COMPLETED: Final = b"c"
 FAILED: Final = b"f"
@@ -70,6 +75,8 @@ class Committer:
         self._free_connection = free_connection
         self._entries: dict[tuple[str, str], list[_Entry]] = {}
         self._unconfirmed = 0
+        self._closed = False
+        self._loop = asyncio.get_running_loop()
         self._confirmed: asyncio.Event = asyncio.Event()
         self._routes: dict[tuple[str, str], Route] = {}
         self._sha = load("commit").sha
@@ -86,7 +93,9 @@ class Committer:
             self._outbox.at_tick_end(self.flush)
         entries.append(_Entry(work, state, outputs))
 
-    def reply(self, work: Work, kind: ReplyKind, data: bytes, *, record_type: str | None, extra: Fields = NO_FIELDS) -> Output:
+    def reply(
+        self, work: Work, kind: ReplyKind, data: bytes, *, record_type: str | None, extra: Fields = NO_FIELDS
+    ) -> Output:
         """A reply record to the work's sender."""
         record = work.record
         assert record is not None
@@ -104,12 +113,25 @@ class Committer:
         return Output(route.stream, self._options.keep_replies, items, packed)
 
     async def tell(self, work: Work, output: Output) -> bool:
-        """Append a reply that is not the last; False when the lease is lost. Sent once: it may be lost, never doubled."""
+        """Append a reply that is not the last; False when the lease is lost. Sent once: it may be lost, never
+        doubled.
+        """
         head = pack((b"EVALSHA", load("tell").sha, 3, work.stream, output.stream, self._keys.fenced))
         size = head.index(b"\r\n")
         owner = pack((GROUP, work.owner, work.entry, output.keep)).split(b"\r\n", 1)[1]
         request = b"*%d%b%b%b" % (int(head[1:size]) + 4 + output.items, head[size:], owner, output.packed)
-        return bool(await self._outbox.once(request))
+        try:
+            answer = await self._outbox.once(request)
+        except (BusError, ServerError) as error:
+            # a note that is lost must not stop the work that it was about
+            log.warning("a %s note could not be sent: %s", output.stream, error)
+            if isinstance(error, ServerError) and error.prefix in RESTART_ERRORS:
+                self._outbox.lane.restart(error)
+            return True
+        if answer == b"FENCED":
+            self._fenced(work.owner)
+            return False
+        return bool(answer)
 
     def dead_letter(self, work: Work, reason: str, detail: str) -> Output:
         """The work's record as it came, with why it is dead."""
@@ -120,7 +142,10 @@ class Committer:
             b"dead_stream": work.stream.encode(),
             b"dead_entry": work.entry,
         }
-        fields = [*work.fields, *(part for note in notes.items() for part in note)]
+        kept = work.fields[:MAX_DEAD_ITEMS]
+        if len(kept) < len(work.fields):
+            notes[b"dead_detail"] += b"; %d further fields were cut off" % ((len(work.fields) - len(kept)) // 2)
+        fields = [*kept, *(part for note in notes.items() for part in note)]
         return Output(self._keys.dead(self._app), self._options.keep_dead, len(fields), b"".join(map(bulk, fields)))
 
     def flush(self, *, more: bool = False) -> None:
@@ -162,22 +187,40 @@ class Committer:
         arguments += 6 + len(keys)
         packed_call = b"*%d\r\n%b%b%b" % (arguments, head, bulk(b"%d" % len(entries)), b"".join(chunks))
         via = self._free_connection(stream)
-        self._outbox.submit(packed_call, lambda reply: self._answered(reply, owner, entries), via=via)
+        self._submit(packed_call, owner, entries, via)
         if via is not None and not more:
             via.flush()
+
+    def _submit(self, call: bytes, owner: str, entries: list[_Entry], via: Connection | None = None) -> None:
+        def answered(reply: Any) -> None:
+            if isinstance(reply, BusUnavailable) and not self._closed:
+                # the disk is full: nothing was settled, and finished work must not be done again because of that
+                log.warning("settling %d records on %s: %s; trying again", len(entries), entries[0].work.stream, reply)
+                self._loop.call_later(RETRY_AFTER, self._submit, call, owner, entries)
+            else:
+                self._answered(reply, owner, entries)
+
+        # lasting: what is held bounds it, and work that is done must not be forgotten over an outage
+        self._outbox.submit(call, answered, via=via, lasting=True)
 
     def _answered(self, reply: Any, owner: str, entries: list[_Entry]) -> None:
         if reply == b"FENCED":
             self._fenced(owner)
         elif isinstance(reply, BaseException):
             log.error("%d settlements on %s were not confirmed: %s", len(entries), entries[0].work.stream, reply)
-        # An error means that nobody knows whether it was committed. The entries leave our hands either way: if they are
-        # still pending, the next look at our own pending list brings them back.
+        elif -1 in reply:
+            log.error(
+                "a reply or dead letter of %s could not be appended: a key of another type?", entries[0].work.stream
+            )
         for entry in entries:
             self._settled(entry.work)
         self._unconfirmed -= len(entries)
         if not self._unconfirmed:
             self._confirmed.set()
+
+    def close(self) -> None:
+        """Give up what cannot be settled now: it stays pending for a successor."""
+        self._closed = True
 
     async def confirmed(self, timeout: float) -> bool:
         """Wait until the server has confirmed every settlement; False after ``timeout`` seconds."""

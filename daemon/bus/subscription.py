@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Self
 
 from petalbus.daemon.bus.connection import Connection, ServerError, pack
 from petalbus.daemon.bus.errors import OutcomeUnknown
@@ -32,7 +32,8 @@ CONSUMER = "subscriber"
 class Subscription:
     """The records of one topic, as an asynchronous iterator. Leave it with ``break`` or ``aclose()``.
 
-    ``start`` counts only when the group is new: ``new`` (what comes from now on), ``oldest``, or a stream id to go on after.
+    ``start`` counts only when the group is new: ``new`` (what comes from now on), ``oldest``, or a stream id to go on
+    after.
     """
 
     def __init__(
@@ -102,8 +103,9 @@ class Subscription:
                 log.warning("the read of topic %s did not end; its entries come again at the next start", self.topic)
         await self._lane.close()
 
-    async def __aenter__(self) -> Subscription:
-        return await self.open()
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
 
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
@@ -142,7 +144,7 @@ class Subscription:
                 except RecordInvalid as error:
                     # it stays in the topic, is counted and shown, and is no obstacle to those behind it
                     self.invalid += 1
-                    log.error("entry %s of topic %s is not a record: %s", entry.decode(), self.topic, error)
+                    log.warning("entry %s of topic %s is not a record: %s", entry.decode(), self.topic, error)
                     self._done(entry)
             if self._closed:
                 return None
@@ -239,5 +241,3 @@ class Subscription:
     def _lost_connection(self) -> None:
         self._armed = False
         self._idle.set()
-
-

@@ -58,7 +58,9 @@ def parse(url: str) -> Address:
             raise ValueError(f"address {url!r} has no socket path; write unix:///path/to/bus.sock")
         return Address(url, path=unquote(parts.path), username=user, password=password)
     if parts.scheme not in ("redis", "rediss"):
-        raise ValueError(f"address {url!r} is not understood; write unix:///path, redis://host:6379 or rediss://host:6379")
+        raise ValueError(
+            f"address {url!r} is not understood; write unix:///path, redis://host:6379 or rediss://host:6379"
+        )
     try:
         port = parts.port or 6379
     except ValueError as error:

@@ -17,7 +17,8 @@ _NO_LANE: Final = "\0"
 class Work:
     """An entry and what became of it so far. Satisfies the scheduler's ``Schedulable``.
 
-    ``owner`` is the consumer name that holds the lease. ``suspect``: this is not a first delivery; an earlier one may have
+    ``owner`` is the consumer name that holds the lease. ``suspect``: this is not a first delivery; an earlier one may
+    have
     begun. ``known`` is then what the id window said of the message, or None while nobody has asked.
     """
 

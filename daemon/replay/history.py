@@ -45,6 +45,8 @@ class Boots:
     """The boots of a recording, and where each stream stood when they began."""
 
     numbers: dict[str, int] = field(default_factory=dict)
+    """Boot id -> number."""
+
     marks: dict[str, list[tuple[StreamId, int]]] = field(default_factory=dict)
     offsets: dict[int, int] = field(default_factory=dict)
     """Boot number -> stream id (as ns) minus boot clock, learned from records that have both."""
@@ -70,20 +72,25 @@ class Boots:
         begun += [number for number in self.numbers.values() if number not in marked]
         return max(begun, default=0)
 
-    def time(self, boot: int, boot_id: str | None, mono: int | None, entry: StreamId, *, compact: bool) -> int:
-        """Nanoseconds of the boot's clock at which an entry was made."""
+    def time(self, boot: int, mono: int | None, entry: StreamId) -> int:
+        """When an entry was made, in ns of its boot's clock; ``mono``: what it says itself, if that counts."""
         appended = entry[0] * 1_000_000
-        if mono is not None and (compact or (boot_id is not None and self.numbers.get(boot_id) == boot)):
-            self.offsets[boot] = appended - mono
-            return mono
-        return appended - self.offsets.get(boot, 0)
+        if not self.numbers:
+            return appended
+        if mono is None:
+            return appended - self.offsets.get(boot, appended)
+        self.offsets[boot] = appended - mono
+        return mono
 
 
 class Cursor:
     """One stream, read page by page."""
 
-    def __init__(self, source: Source, stream: Stream, boots: Boots, *, first: StreamId, last: StreamId) -> None:
+    def __init__(
+        self, source: Source, stream: Stream, boots: Boots, *, native: bool, first: StreamId, last: StreamId
+    ) -> None:
         self.stream = stream
+        self._native = native
         self._source = source
         self._boots = boots
         self._next = show_id(first)
@@ -107,7 +114,8 @@ class Cursor:
         place = parse_id(name)
         boot = self._boots.of(self.stream.key, place)
         boot_id, mono, compact = _stamps(fields)
-        when = self._boots.time(boot, boot_id, mono, place, compact=compact)
+        ours = self._native if compact else boot_id is not None and self._boots.numbers.get(boot_id) == boot
+        when = self._boots.time(boot, mono if ours else None, place)
         # a stream keeps its own order, whatever its producers stamped
         self._floor = max(self._floor, (boot, when))
         return Recorded(self.stream, name, fields, *self._floor)
@@ -128,10 +136,8 @@ class Cursor:
 class History:
     """The chosen streams of a recording, merged."""
 
-    def __init__(self, source: Source, streams: list[Stream], boots: Boots, *, first: StreamId, last: StreamId) -> None:
-        self.streams = streams
-        self.boots = boots
-        self._cursors = [Cursor(source, stream, boots, first=first, last=last) for stream in streams]
+    def __init__(self, cursors: list[Cursor]) -> None:
+        self._cursors = cursors
 
     async def records(self) -> AsyncIterator[Recorded]:
         """Every entry, oldest first. Raises OutcomeUnknown or ServerError."""
@@ -167,7 +173,14 @@ async def open_history(source: Source, *, streams: Sequence[str], start: Point, 
         raise NoHistory(f"nothing is recorded of bus {source.keys.bus!r} in {source.shown}")
     first = start.id if start.kind == "id" else (0, 0)
     last = end.id if end.kind == "id" else (2**64 - 1, 2**64 - 1)
-    return History(source, chosen, await Boots.read(source), first=first, last=last)
+    boots = await Boots.read(source)
+    cursors = []
+    for stream in chosen:
+        # a compact topic of a program on another machine counts time by that machine's clock
+        declared = await source.call("HGET", source.keys.form(stream.name), "boot_id")
+        native = declared is None or declared.decode("ascii", "replace") in boots.numbers
+        cursors.append(Cursor(source, stream, boots, native=native, first=first, last=last))
+    return History(cursors)
 
 
 def short_name(stream: Stream, source: Source) -> str:

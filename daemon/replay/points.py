@@ -15,7 +15,7 @@ _SECONDS: Final = re.compile(r"^\d{1,10}(\.\d+)?$")
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """``edge``: the recording's own start or end. ``id``: a stream id. ``seconds``: time since the recording's start."""
+    """``edge``: the recording's own start or end. ``id``: a stream id. ``seconds``: since the recording's start."""
 
     kind: Literal["edge", "id", "seconds"]
     id: tuple[int, int] = (0, 0)
@@ -26,7 +26,7 @@ EDGE: Final = Point("edge")
 
 
 def parse_point(text: str, *, end: bool) -> Point:
-    """Read ``start``, ``end``, seconds since the start, a stream id, or an ISO 8601 time (local where it names no zone).
+    """Read ``start``, ``end``, seconds since the start, a stream id, or an ISO 8601 time (local if it names no zone).
 
     A time of day means the server's wall clock when it was recorded. ``end``: the point ends a range, and includes all
     of its millisecond. Raises ValueError that shows the allowed forms.

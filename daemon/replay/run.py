@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from petalbus.daemon.bus.connection import ServerError
 from petalbus.daemon.bus.errors import BusError
 from petalbus.daemon.paths import DataPaths
 from petalbus.daemon.replay.errors import NoHistory, ReplayError, ReplayRefused
-from petalbus.daemon.replay.history import Recorded, open_history
+from petalbus.daemon.replay.history import History, Recorded, open_history
 from petalbus.daemon.replay.points import Point, parse_point
 from petalbus.daemon.replay.source import Source, open_source
 from petalbus.daemon.replay.target import Target, open_target, refuse_running
@@ -40,9 +40,10 @@ class ReplayProgress:
 class ReplayReport:
     """What a replay did.
 
-    ``streams``: entries of each stream. ``duration``: recorded seconds between the first and the last entry (time between
-    two boots is not counted, nobody knows it). ``elapsed``: seconds it took. ``speed``: what was asked for (None: as fast
-    as it goes); ``kept``: what was reached; ``late``: most seconds that an entry was written after its time.
+    ``streams``: entries of each stream. ``duration``: recorded seconds between the first and the last entry (time
+    between two boots is not counted, nobody knows it). ``elapsed``: seconds it took. ``speed``: what was asked for
+    (None: as fast as it goes); ``kept``: what was reached; ``late``: most seconds that an entry was written after its
+    time.
     """
 
     into: str
@@ -56,8 +57,18 @@ class ReplayReport:
     kept: float | None = None
     late: float = 0.0
 
+    def summary(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            **asdict(self),
+            "duration": round(self.duration, 6),
+            "elapsed": round(self.elapsed, 6),
+            "kept": round(self.kept, 3) if self.kept is not None else None,
+            "late": round(self.late, 6),
+        }
 
-async def replay(
+
+async def replay(  # noqa: PLR0913  # one for each option of the command
     source: str | Path | None,
     *,
     into: Path | str,
@@ -74,11 +85,11 @@ async def replay(
     ``source``: a URL (``unix:///..``, ``redis://..``), or the data directory of a running or stopped bus (None: the
     default one). ``start`` and ``end``: see ``parse_point``. ``streams``: topics, names, or patterns such as
     ``queue:vehicle:*``; none means all. ``speed``: 1 is real time, 10 ten times faster, None or 0 as fast as it goes.
-    ``bus``: the bus's name, where it cannot be found out. ``memory_mb``: memory of the fresh bus in MiB. While it runs, the
-    fresh bus is found under ``into`` like any other.
+    ``bus``: the bus's name, where it cannot be found out. ``memory_mb``: memory of the fresh bus in MiB. While it runs,
+    the fresh bus is found under ``into`` like any other.
 
-    Raises ValueError (a point or speed that is not understood), ReplayRefused, NoHistory, ReplayError, and the errors of
-    the server's start. A replay that is cancelled leaves what it has written.
+    Raises ValueError (a point or speed that is not understood), ReplayRefused, NoHistory, ReplayError, and the errors
+    of the server's start. A replay that is cancelled leaves what it has written.
     """
     first = parse_point(start, end=False) if isinstance(start, str) else start
     last = parse_point(end, end=True) if isinstance(end, str) else end
@@ -89,63 +100,77 @@ async def replay(
         raise ReplayRefused(f"history is not replayed into itself: {target_paths.root} is its own source")
     target_paths.create()
     try:
-        async with open_source(source, bus=bus, scratch=target_paths.root) as opened:
-            memory = memory_mb or await _memory_for(opened)
-            async with open_target(target_paths.root, bus=opened.keys.bus, memory_mb=memory) as target:
-                return await _play(opened, target, pace, first, last, streams, progress, target_paths.root)
+        async with (
+            open_target(target_paths.root, memory_mb=memory_mb or 512) as target,
+            open_source(source, bus=bus, scratch=target_paths.root) as opened,
+        ):
+            history = await open_history(opened, streams=streams, start=first, end=last)
+            await target.prepare(opened, memory_mb=None if memory_mb else await _memory_for(opened))
+            player = _Player(opened, target, pace, progress)
+            await player.play(history, skip_to=first.seconds, until=last.seconds if last.kind == "seconds" else None)
+            return player.report(target_paths.root)
     except (BusError, ServerError) as error:
         raise ReplayError(f"the replay broke off: {error}") from error
 
 
-async def _play(
-    source: Source,
-    target: Target,
-    pace: _Pace,
-    first: Point,
-    last: Point,
-    streams: Sequence[str],
-    progress: Callable[[ReplayProgress], object] | None,
-    into: Path,
-) -> ReplayReport:
-    history = await open_history(source, streams=streams, start=first, end=last)
-    await target.prepare(source)
-    line = _Timeline()
-    records, told = 0, 0.0
-    skip_to = first.seconds if first.kind == "seconds" else 0.0
-    boots: set[int] = set()
-    async for record in history.records():
-        position = line.advance(record)
-        if position < skip_to:
-            continue
-        if last.kind == "seconds" and position > last.seconds:
-            break
-        if pace.must_wait(position):
-            await target.flush()
-            await pace.wait(position)
-        await target.add(record, source)
-        records += 1
-        boots.add(record.boot)
-        if progress is not None and time.monotonic() - told >= TELL_EVERY:
-            told = time.monotonic()
-            progress(ReplayProgress(records, pace.played, pace.elapsed, target.url))
-    await target.flush()
-    if not records:
-        raise NoHistory(f"nothing is recorded between those points in {source.shown}")
-    if progress is not None:
-        progress(ReplayProgress(records, pace.played, pace.elapsed, target.url))
-    elapsed = pace.elapsed
-    return ReplayReport(
-        into=str(into),
-        bus=source.keys.bus,
-        streams={key.removeprefix(source.keys.prefix): count for key, count in sorted(target.counts.items())},
-        records=records,
-        boots=len(boots),
-        duration=pace.played,
-        elapsed=elapsed,
-        speed=pace.speed,
-        kept=pace.played / elapsed if elapsed > 0 else None,
-        late=pace.late,
-    )
+class _Player:
+    """One replay: what was written so far, and when."""
+
+    def __init__(
+        self, source: Source, target: Target, pace: _Pace, progress: Callable[[ReplayProgress], object] | None
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._pace = pace
+        self._progress = progress
+        self._told = 0.0
+        self._records = 0
+        self._boots: set[int] = set()
+
+    async def play(self, history: History, *, skip_to: float, until: float | None) -> None:
+        """Write it; ``skip_to`` and ``until`` are recorded seconds since the first entry."""
+        line = _Timeline()
+        async for record in history.records():
+            position = line.advance(record)
+            if position < skip_to:
+                continue
+            if until is not None and position > until:
+                break
+            if self._pace.must_wait(position):
+                await self._target.flush()
+                await self._pace.wait(position)
+            await self._target.add(record, self._source)
+            self._records += 1
+            self._boots.add(record.boot)
+            if time.monotonic() - self._told >= TELL_EVERY:
+                self._tell()
+        await self._target.flush()
+        if not self._records:
+            raise NoHistory(f"nothing is recorded between those points in {self._source.shown}")
+        self._tell()
+
+    def report(self, into: Path) -> ReplayReport:
+        """What was done."""
+        pace, prefix = self._pace, self._source.keys.prefix
+        elapsed = pace.elapsed
+        return ReplayReport(
+            into=str(into),
+            bus=self._source.keys.bus,
+            streams={key.removeprefix(prefix): count for key, count in sorted(self._target.counts.items())},
+            records=self._records,
+            boots=len(self._boots),
+            duration=pace.played,
+            elapsed=elapsed,
+            speed=pace.speed,
+            kept=pace.played / elapsed if elapsed > 0 else None,
+            late=pace.late,
+        )
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        if self._progress is not None:
+            pace = self._pace
+            self._progress(ReplayProgress(self._records, pace.played, pace.elapsed, self._target.url))
 
 
 class _Timeline:
@@ -192,8 +217,7 @@ class _Pace:
 
     async def wait(self, position: float) -> None:
         """Sleep until the entry is due."""
-        while (ahead := self._ahead(position)) > EARLY / 2:
-            await asyncio.sleep(ahead)
+        await asyncio.sleep(max(0.0, self._ahead(position)))
 
     def _ahead(self, position: float) -> float:
         assert self.speed is not None
@@ -216,19 +240,3 @@ def _checked_speed(speed: float | None) -> float | None:
             f"speed {speed!r} is not possible; write 1 for real time, up to {MAX_SPEED:g}, or 0 for no waiting"
         )
     return float(speed)
-
-
-def report_dict(report: ReplayReport) -> dict[str, Any]:
-    """The report as JSON values."""
-    return {
-        "into": report.into,
-        "bus": report.bus,
-        "streams": dict(report.streams),
-        "records": report.records,
-        "boots": report.boots,
-        "duration": round(report.duration, 6),
-        "elapsed": round(report.elapsed, 6),
-        "speed": report.speed,
-        "kept": round(report.kept, 3) if report.kept is not None else None,
-        "late": round(report.late, 6),
-    }

@@ -1,6 +1,6 @@
 """Where history comes from: a running bus, or the files of a stopped one.
 
-The files are evidence: they are never opened by a server. A private server runs on a copy of them, and is gone afterwards.
+The files are evidence: no server ever opens them. A private one runs on a copy of them, and is gone afterwards.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ async def _only_bus(connection: Connection, shown: str) -> str:
 async def _private_server(paths: DataPaths, scratch: Path) -> AsyncIterator[str]:
     """A server on a copy of the files, reached by nobody else."""
     directory = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="petalbus-replay-", dir=scratch))
+    socket_dir = DataPaths.of(directory).socket.parent
     try:
         size = await _copy(paths, directory)
         memory_mb = max(256, 4 * size >> 20)
@@ -115,6 +116,7 @@ async def _private_server(paths: DataPaths, scratch: Path) -> AsyncIterator[str]
             yield server.url
     finally:
         await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, socket_dir, ignore_errors=True)  # elsewhere if the path is long
 
 
 async def _copy(paths: DataPaths, directory: Path) -> int:

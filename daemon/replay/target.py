@@ -40,8 +40,8 @@ _STATES: Final = {ReplyKind.RESULT: "c", ReplyKind.ERROR: "f", ReplyKind.CANCELL
 
 
 @asynccontextmanager
-async def open_target(into: Path, *, bus: str, memory_mb: int) -> AsyncIterator[Target]:
-    """Start a fresh bus on ``into``, so that tools and applications find it there; stopped in order at the end.
+async def open_target(into: Path, *, memory_mb: int) -> AsyncIterator[Target]:
+    """Start a server for a fresh bus on ``into``; stopped in order at the end.
 
     Raises ReplayRefused when a bus runs on it or it holds records, and what the embedded server's start raises.
     """
@@ -58,9 +58,8 @@ async def open_target(into: Path, *, bus: str, memory_mb: int) -> AsyncIterator[
             if await connection.call("DBSIZE"):
                 raise _refused(into, "it holds records already")
             await connection.call("SCRIPT", "LOAD", load("inject").text)
-            announce(server.paths, url=server.url, bus=bus, server_pid=server.pid)
             try:
-                yield Target(connection, Keys(bus), server.url)
+                yield Target(connection, server)
             finally:
                 withdraw(server.paths)
         finally:
@@ -87,11 +86,12 @@ def _refused(into: Path, why: str) -> ReplayRefused:
 class Target:
     """Writes recorded entries under their own ids, in order, many under way at a time."""
 
-    def __init__(self, connection: Connection, keys: Keys, url: str) -> None:
-        self.url = url
+    def __init__(self, connection: Connection, server: EmbeddedServer) -> None:
+        self.url = server.url
         self.counts: Counter[str] = Counter()
         self._connection = connection
-        self._keys = keys
+        self._server = server
+        self._keys = Keys()
         self._sha = load("inject").sha
         self._batch: list[bytes | str | int] = []
         self._streams: dict[str, int] = {}
@@ -100,8 +100,14 @@ class Target:
         self._under_way: deque[asyncio.Future[Any]] = deque()
         self._forms: set[str] = set()
 
-    async def prepare(self, source: Source) -> None:
-        """Take over what belongs to the whole recording: its boots and the applications' names."""
+    async def prepare(self, source: Source, *, memory_mb: int | None) -> None:
+        """Become the bus of that name, so that tools and applications find it; take over what belongs to it as a whole.
+
+        ``memory_mb``: another memory ceiling than the server was started with.
+        """
+        self._keys = source.keys
+        if memory_mb is not None:
+            await self._connection.call("CONFIG", "SET", "maxmemory", memory_mb << 20)
         for key in boot_keys(self._keys):
             flat = await source.call("HGETALL", key)
             if flat:
@@ -109,6 +115,8 @@ class Target:
         apps = await source.call("SMEMBERS", source.keys.apps)
         if apps:
             await self._connection.call("SADD", self._keys.apps, *apps)
+        server = self._server
+        announce(server.paths, url=server.url, bus=self._keys.bus, server_pid=server.pid)
 
     async def add(self, record: Recorded, source: Source) -> None:
         """Write one entry; returns when there is room for the next. Raises ReplayError."""

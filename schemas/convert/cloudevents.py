@@ -244,7 +244,7 @@ def _write(record: Record) -> JsonObject:
             value = raw_value.decode()
         except UnicodeDecodeError:
             continue
-        if value.isprintable():
+        if value.isprintable() and not (name == "priority" and record.priority is Priority.NORMAL):
             event[_OURS.get(name, name)] = value
     return event
 

@@ -24,10 +24,12 @@ from petalbus.schemas.payloads.models import (
     SafetySettings,
     StatusRequest,
     Telemetry,
+    default_priority,
 )
 
 __all__ = [
     "prepare",
+    "default_priority",
     "validate_payload",
     "validate_value",
     "PAYLOADS",

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from petalbus.schemas.vocabulary import Priority
+
 _ISO_8601: Final = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?([Zz]|[+-]\d{2}:?\d{2})?)?$"
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
@@ -143,3 +145,11 @@ PAYLOADS: Final[Mapping[str, type[Payload]]] = MappingProxyType(
     }
 )
 """Record type -> payload model. Every other type is open: any JSON value goes."""
+
+
+def default_priority(record_type: str, value: Any) -> Priority:
+    """The priority that a record has when its sender names none: what stops an aircraft must not wait in a line."""
+    if record_type == "command":
+        stops = isinstance(value, Mapping) and value.get("command") == "emergency_stop"
+        return Priority.CRITICAL if stops else Priority.NORMAL
+    return Priority.CRITICAL if record_type == "emergency_command" else Priority.NORMAL

@@ -38,7 +38,7 @@ async def test_a_receipt_names_what_is_stored(clients: Clients, server: RealServ
 
 @pytest.mark.parametrize("level", list(Priority))
 async def test_each_priority_has_its_stream(clients: Clients, server: RealServer, level: Priority) -> None:
-    """Four inbox streams an app; the one of the level gets the record, no other."""
+    """S-085, S-105, S-106, S-107, S-108, S-146: four inbox streams an app; the one of the level gets the record, no other."""
     gcs = await clients.open("gcs")
     await gcs.send("app", "ping", {}, priority=level)
     lengths = {other: server.command("XLEN", gcs.keys.inbox("app", other)) for other in Priority}
@@ -111,7 +111,7 @@ async def test_every_legal_id_is_only_an_id(clients: Clients, message_id: str) -
 async def test_what_is_malformed_is_refused_by_its_field(
     clients: Clients, server: RealServer, change: dict[str, object], field: str
 ) -> None:
-    """A malformed argument is refused before anything is sent; the error names the field."""
+    """S-153: a malformed argument is refused before anything is sent; the error names the field."""
     gcs = await clients.open("gcs")
     arguments: dict[str, object] = {"recipient": "app", "type": "note", "data": {}, **change}
     with pytest.raises(RecordInvalid) as refused:
@@ -121,7 +121,7 @@ async def test_what_is_malformed_is_refused_by_its_field(
 
 
 async def test_one_mebibyte_passes_and_one_byte_more_does_not(clients: Clients) -> None:
-    """S-100: payloads up to 1 MiB arrive unharmed; a larger one is refused with the limit in the error."""
+    """S-153: payloads up to 1 MiB arrive unharmed; a larger one is refused with the limit in the error."""
     gcs, app = await clients.open("gcs"), clients.make("app")
     got: asyncio.Queue[bytes] = asyncio.Queue()
 
@@ -145,7 +145,7 @@ async def test_one_mebibyte_passes_and_one_byte_more_does_not(clients: Clients) 
 
 
 async def test_send_many_keeps_complete_records_and_reports_each(clients: Clients, server: RealServer) -> None:
-    """A batch over several inboxes: ids, sources, unknown fields and order are kept; a repetition is recognised."""
+    """S-149: a batch over several inboxes: ids, sources, unknown fields and order are kept; a repetition is recognised."""
     gcs = await clients.open("gcs")
     records = [
         Record.checked(
@@ -158,9 +158,7 @@ async def test_send_many_keeps_complete_records_and_reports_each(clients: Client
     for app, rest in (("a", 0), ("b", 1)):
         found = await stored(clients, server, app)
         assert [record.data["n"] for record in found] == list(range(rest, 300, 2))
-        assert {(record.source, record.extra.get("x")) for record in found} == {("fc", b"1")} or {
-            str(record.extra["x"]) for record in found
-        } == {"1"}
+        assert {(record.source, record.extra["x"]) for record in found} == {("fc", b"1")}
     again = await gcs.send_many(records[:3])
     assert [receipt.stream_id for receipt in again] == [receipt.stream_id for receipt in receipts[:3]]
     assert all(receipt.duplicate for receipt in again)
@@ -169,7 +167,7 @@ async def test_send_many_keeps_complete_records_and_reports_each(clients: Client
 
 
 async def test_a_full_inbox_refuses_loudly_and_only_itself(clients: Clients, server: RealServer) -> None:
-    """I5: beyond the limit a send is refused as not stored; other inboxes go on; a repetition is still a duplicate."""
+    """I5, S-145: beyond the limit a send is refused as not stored; other inboxes go on; a repetition is still a duplicate."""
     gcs = await clients.open("gcs", inbox_limit=10)
     sent = [await gcs.send("app", "note", {}, id=f"n{number}") for number in range(10)]
     refused = 0
@@ -190,7 +188,7 @@ async def test_a_full_inbox_refuses_loudly_and_only_itself(clients: Clients, ser
 
 
 async def test_telemetry_above_the_rate_is_refused_and_counted(clients: Clients, server: RealServer) -> None:
-    """I5: the source's own limit: a burst of one second passes, the rest is refused; commands are not limited."""
+    """I5, S-144: the source's own limit: a burst of one second passes, the rest is refused; commands are not limited."""
     gcs = await clients.open("gcs", telemetry_rate=20)
     results = await asyncio.gather(
         *(gcs.publish("telemetry", "telemetry", {"altitude": n}) for n in range(15)),
@@ -206,11 +204,11 @@ async def test_telemetry_above_the_rate_is_refused_and_counted(clients: Clients,
         await gcs.send("app", "command", {"command": "land"})
 
 
-async def test_above_the_memory_ceiling_sends_are_refused_and_nothing_is_stored(own_clients: Clients, own_server: RealServer) -> None:
+async def test_above_the_memory_ceiling_nothing_is_stored(own_clients: Clients, own_server: RealServer) -> None:
     """I5: BusFull says that nothing was stored, and that is true; a repetition of a stored record is still answered."""
     gcs = await own_clients.open("gcs")
     first = await gcs.send("app", "note", {}, id="first")
-    own_server.command("CONFIG", "SET", "maxmemory", "1mb")
+    own_server.command("CONFIG", "SET", "maxmemory", "1")
     with pytest.raises(BusFull, match="nothing was stored"):
         await gcs.send("app", "note", {}, id="second")
     with pytest.raises(BusFull, match="nothing was stored"):
@@ -224,7 +222,7 @@ async def test_above_the_memory_ceiling_sends_are_refused_and_nothing_is_stored(
 
 @pytest.mark.parametrize("encoding", ["zlib", "zstd"])
 async def test_large_payloads_travel_compressed(clients: Clients, server: RealServer, encoding: str) -> None:
-    """Requests, replies and topics: compressed above the limit, marked, smaller on the wire, the same for the reader."""
+    """S-150: requests, replies and topics: compressed above the limit, marked, smaller on the wire, the same for the reader."""
     if encoding == "zstd":
         pytest.importorskip("zstandard", reason="zstd is an extra")
     text = {"text": "altitude 10.0 " * 2000}

@@ -265,7 +265,7 @@ def test_an_existing_server_over_tls_with_a_user(
     ("options", "code", "words"),
     [
         (["--redis", "redis://127.0.0.1:1"], 3, "redis://127.0.0.1:1 cannot be reached"),
-        (["--redis", "http://host"], 2, "write unix:///path"),
+        (["--redis", "http://user:secret@host"], 2, "http://user:***@host"),
         (["--set", "server=/bin/true"], 1, "/bin/true"),
         (["--mavlink", "serial:/dev/x"], 2, "udpin:HOST:PORT"),
         (["--sim", "--mavlink", "udpin:127.0.0.1:14550"], 2, "exclude each other"),

@@ -184,7 +184,7 @@ def test_s150_a_compressed_payload_is_read_like_any_other(encoding: str) -> None
 
 
 @pytest.mark.parametrize("encoding", ["zlib", "zstd"])
-@pytest.mark.parametrize("more", [1, 2, 300, 100 * MAX_PAYLOAD_BYTES])
+@pytest.mark.parametrize("more", [1, 2, 300, 20 * MAX_PAYLOAD_BYTES])
 def test_a_bomb_is_refused_before_it_unfolds(encoding: str, more: int) -> None:
     fits = b"\0" * MAX_PAYLOAD_BYTES
     assert decompress(compress(fits, encoding), encoding) == fits

@@ -1,7 +1,7 @@
 """PetalBus itself, through its public client: validation, deduplication, inbox, handler, atomic commit.
 
-What a sender sends is said by ``variant``: ``topic`` publishes telemetry (fan-out, no deduplication), ``low``, ``high`` and
-``urgent`` send to the inbox with that priority, nothing at all with the normal one.
+A job's ``variant`` says what is sent: ``topic`` publishes telemetry (fan-out, no deduplication); ``low``, ``high`` and
+``urgent`` send to the inbox with that priority; without any, with the normal one.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ async def consumer(child: Child) -> None:
         else:
             complete = asyncio.Event()
 
-            async def take(record: Record) -> None:
+            async def take(_record: Record) -> None:
                 nonlocal seen, first
                 first = first or sample.now()
                 seen += 1
@@ -169,7 +169,7 @@ async def consumer(child: Child) -> None:
             if job.variant == "late":
                 bus.on("command")(take)
             await complete.wait()
-            while bus.statistics()["consumer"]["held"]:
+            while bus.statistics()["consumer"]["held"]:  # noqa: ASYNC110  # there is no event for "all committed"
                 await asyncio.sleep(0)
             end = sample.now()
     child.result(first=first, end=end)
@@ -183,7 +183,7 @@ async def worker(child: Child) -> None:
     async with open_bus(child, "consumer") as bus:
 
         @bus.on("command")
-        async def ordinary(record: Record) -> None:
+        async def ordinary(_record: Record) -> None:
             sample.spin(job.work_us)
 
         @bus.on("emergency_command")

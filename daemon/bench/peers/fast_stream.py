@@ -123,7 +123,7 @@ async def consumer(child: Child) -> None:
     complete = asyncio.Event()
 
     @broker.subscriber(stream=group("records"))  # type: ignore[untyped-decorator]
-    async def take(body: dict[str, Any]) -> None:
+    async def take(_body: dict[str, Any]) -> None:
         nonlocal seen, first
         first = first or sample.now()
         seen += 1
@@ -147,7 +147,7 @@ async def worker(child: Child) -> None:
     complete = asyncio.Event()
 
     @broker.subscriber(stream=group("records"))  # type: ignore[untyped-decorator]
-    async def ordinary(body: dict[str, Any]) -> None:
+    async def ordinary(_body: dict[str, Any]) -> None:
         sample.spin(job.work_us)
 
     @broker.subscriber(stream=group("urgent"))  # type: ignore[untyped-decorator]

@@ -31,6 +31,10 @@ class Wire:
         self._reader = hiredis.Reader()
         self.send = self._socket.sendall
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
+
     def reply(self) -> Any:
         """The next reply; raises the server's error."""
         reply = self._reader.gets()

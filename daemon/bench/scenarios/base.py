@@ -13,7 +13,7 @@ from petalbus.daemon.bench.turn import Results, Turn
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Where a scenario is played: the peers that are here, the addresses of the servers, how much is measured."""
+    """Where a scenario is played: the peers that are wanted, the addresses of the servers, how much is measured."""
 
     peers: Mapping[str, Peer]
     redis: str
@@ -25,8 +25,8 @@ class Stage:
         return self.nats or "" if peer == "jetstream" else self.redis
 
     def present(self, *names: str) -> list[Peer]:
-        """Those of the named peers that can be measured here."""
-        return [self.peers[name] for name in names if self.peers[name].missing is None]
+        """Those of the named peers that are wanted and can be measured here, in the order given."""
+        return [self.peers[name] for name in names if name in self.peers and self.peers[name].missing is None]
 
 
 class Scenario(Protocol):

@@ -24,7 +24,7 @@ end
 
 rotate(KEYS[2], KEYS[3], ARGV[2])
 rotate(KEYS[4], KEYS[5], ARGV[3])
-local results, at, newest, settled = {}, 8, nil, false
+local results, at, settled = {}, 8, false
 for number = 1, tonumber(ARGV[7]) do
   local entry, what, target, id, claim = ARGV[at], ARGV[at + 1], KEYS[tonumber(ARGV[at + 2])], ARGV[at + 3], ARGV[at + 4]
   local state, asked, inboxes = ARGV[at + 5], ARGV[at + 6], tonumber(ARGV[at + 7])
@@ -59,7 +59,6 @@ for number = 1, tonumber(ARGV[7]) do
     end
   elseif not result then
     settled = redis.call('XACK', ingest, group, entry) == 1
-    newest = entry
     if not settled then
       result = ''
     elseif known then
@@ -91,12 +90,18 @@ for number = 1, tonumber(ARGV[7]) do
   at = last + 1
 end
 
--- what is adopted leaves the stream: below the oldest entry that still waits, or up to the newest of these
+-- what is adopted leaves the stream: all below the oldest entry that still waits, or all that was ever delivered
 local waiting = redis.call('XPENDING', ingest, group)
 if waiting[1] > 0 then
   redis.call('XTRIM', ingest, 'MINID', waiting[2])
-elseif newest then
-  local ms, n = string.match(newest, '(%d+)-(%d+)')
-  redis.call('XTRIM', ingest, 'MINID', ms .. '-' .. string.format('%.0f', tonumber(n) + 1))
+else
+  for _, row in ipairs(redis.call('XINFO', 'GROUPS', ingest)) do
+    local info = {}
+    for item = 1, #row, 2 do info[row[item]] = row[item + 1] end
+    if info['name'] == group then
+      local ms, n = string.match(info['last-delivered-id'], '(%d+)-(%d+)')
+      redis.call('XTRIM', ingest, 'MINID', ms .. '-' .. string.format('%.0f', tonumber(n) + 1))
+    end
+  end
 end
 return results
