@@ -147,7 +147,7 @@ class Lane:
             self._task = None
 
     async def _run(self) -> None:
-        while not self.closing:
+        while True:
             try:
                 connection = await self._establish()
             except (BusUnavailable, ServerRefused, ServerError) as error:

@@ -26,9 +26,8 @@ log = logging.getLogger("petalbus.bus")
 class Delivery(Protocol):
     """Takes one entry. ``fields`` None: it was trimmed away. ``found``: it may have been delivered before."""
 
-    def __call__(
-        self, level: Priority, stream: str, entry: bytes, fields: list[bytes] | None, *, found: bool
-    ) -> None: ...
+    def __call__(self, level: Priority, stream: str, entry: bytes, fields: list[bytes] | None, *, found: bool) -> None:
+        """Take it over."""
 
 
 class Reader:

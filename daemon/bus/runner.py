@@ -242,12 +242,12 @@ class Runner:
         self._committer.settle(work, FAILED, outputs)
 
     def _broke(self, work: Work, handler: Handler, error: BaseException) -> None:
-        log.warning("handler of %s failed (attempt %d): %r", handler.type, work.attempts, error)
+        log.warning("handler of %s failed (attempt %d): %s", handler.type, work.attempts, _words(error))
         if handler.redelivery == "rerun" and work.attempts < handler.max_attempts:
             self._retry(work)
             return
         detail = "".join(traceback.format_exception(error))
-        message = plain(f"{type(error).__name__}: {error}")
+        message = plain(_words(error))
         self._bury(work, message, detail, "HANDLER_ERROR", message=message)
 
     def _retry(self, work: Work) -> None:
@@ -280,3 +280,10 @@ def _problem(code: str, message: str) -> dict[str, Any]:
     message = plain(message)
     # both shapes that deployed programs read: ``success``/``error`` and ``status``/``message``
     return {"status": "error", "success": False, "error_code": code, "error": message, "message": message}
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001  # an error of a handler's own making may not even have a text
+        return f"{type(error).__name__} (its text cannot be had)"

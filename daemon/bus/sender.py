@@ -255,9 +255,8 @@ class Sender:
         if known.claim != (str(int(priority)), recipient, source or self.app):
             level, first, owner = known.claim
             raise IdConflict(
-                f"id {message_id!r} was used before by {owner!r} for {first!r} at priority {level}; nothing was
-                stored. "
-                "Use a new id for a new message"
+                f"id {message_id!r} was used before by {owner!r} for {first!r} at priority {level}; not stored, "
+                "use a new id for a new message"
             )
         return Receipt(known.entry, message_id, duplicate=True, durability=self.options.durability)
 

@@ -98,7 +98,7 @@ class Exchange:
 
     def _checked(self, fields: WireFields) -> Record:
         try:
-            return Record.checked(dict(fields))
+            return from_wire(fields)
         except RecordInvalid as error:
             name = self.blamed.get(error.field, error.field)
             raise RecordInvalid(name, error.problem, limit=error.limit) from None
@@ -148,13 +148,17 @@ def wire(record: Record) -> WireFields:
     return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
 
+def from_wire(fields: WireFields) -> Record:
+    """The record that has these fields; raises RecordInvalid."""
+    return Record.from_fields([part for name, value in fields.items() for part in (name.encode(), value)])
+
+
 def uncompressed(record: Record) -> Record:
     """The same record without compression: that belongs to the stream, not to what is said."""
     if record.encoding is None:
         return record
-    fields: dict[str, Any] = {name: value for name, value in wire(record).items() if name != "encoding"}
-    fields["data"] = record.body
-    return Record.checked(fields)
+    fields = {name: value for name, value in wire(record).items() if name != "encoding"}
+    return from_wire(fields | {"data": record.body})
 
 
 def _difference(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> dict[str, Any]:

@@ -110,7 +110,7 @@ async def test_a_child_that_says_nothing_runs_out_of_time() -> None:
 
 def test_a_missing_peer_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(found.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     peers = found.find_peers(tmp_path)
     assert "no C compiler" in (peers["c-floor"].missing or "")
     assert "petalbus[bench]" in (peers["faststream"].missing or "")

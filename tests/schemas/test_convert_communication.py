@@ -158,7 +158,7 @@ def test_bytes_are_carried_or_refused_but_never_lost() -> None:
 
 
 def test_a_compressed_record_is_told_uncompressed() -> None:
-    from petalbus.schemas.record import compress
+    from petalbus.schemas.compression import compress
 
     raw = compress(b'{"a":1}', "zlib")
     record = Record.checked({"id": "1", "type": "t", "source": "s", "data": raw, "encoding": "zlib"})

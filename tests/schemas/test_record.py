@@ -10,7 +10,7 @@ import zstandard
 from hypothesis import given, settings
 
 from petalbus.schemas import Priority, Record, RecordInvalid, ReplyKind
-from petalbus.schemas.record import compress, decompress
+from petalbus.schemas.compression import compress, decompress
 from petalbus.schemas.stamps import BOOT_ID, boot_clock_ns, new_id
 from petalbus.schemas.vocabulary import MAX_FIELDS, MAX_PAYLOAD_BYTES, MAX_UNKNOWN_BYTES
 
