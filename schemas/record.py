@@ -21,6 +21,7 @@ from petalbus.schemas.stamps import BOOT_ID
 from petalbus.schemas.vocabulary import (
     APP_PATTERN,
     ID_PATTERN,
+    MAX_FIELDS,
     MAX_PAYLOAD_BYTES,
     TYPE_PATTERN,
     Priority,
@@ -121,6 +122,8 @@ class Record(BaseModel):
     def from_fields(cls, fields: Sequence[bytes], *, stream_id: str | None = None) -> Record:
         """Validate one stream entry. Raises RecordInvalid naming the field and the limit."""
         names = tuple(fields[::2])
+        if len(names) > MAX_FIELDS:
+            raise RecordInvalid("record", f"has {len(names)} fields", limit=f"at most {MAX_FIELDS} fields")
         shape = _FIELD_NAMES.get(names)
         if shape is None:
             shape = _remember_shape(names)

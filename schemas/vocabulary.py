@@ -9,6 +9,9 @@ from typing import Final
 MAX_PAYLOAD_BYTES: Final = 1024 * 1024
 """Largest payload of one record, in bytes, before compression."""
 
+MAX_FIELDS: Final = 256
+"""Most fields of one record, unknown ones included."""
+
 MAX_ID_CHARS: Final = 128
 MAX_TYPE_CHARS: Final = 128
 MAX_NAME_CHARS: Final = 64

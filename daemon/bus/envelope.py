@@ -17,7 +17,15 @@ from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.payloads import prepare
 from petalbus.schemas.record import Record
 from petalbus.schemas.stamps import BOOT_ID, boot_clock_ns
-from petalbus.schemas.vocabulary import ID_RULE, MAX_ID_CHARS, MAX_PAYLOAD_BYTES, MAX_TYPE_CHARS, TYPE_RULE, Priority
+from petalbus.schemas.vocabulary import (
+    ID_RULE,
+    MAX_FIELDS,
+    MAX_ID_CHARS,
+    MAX_PAYLOAD_BYTES,
+    MAX_TYPE_CHARS,
+    TYPE_RULE,
+    Priority,
+)
 
 Fields = Mapping[bytes, bytes]
 """Rarely used fields of a record: wire name -> value."""
@@ -134,6 +142,10 @@ def claim_of(priority: int | None, recipient: str | None, source: str) -> bytes:
 def record_item(record: Record) -> tuple[int, bytes]:
     """A complete record as arguments of the append script, nothing stamped or changed."""
     fields = record.to_fields()
+    if len(record.raw) > MAX_PAYLOAD_BYTES:
+        raise RecordInvalid("data", f"has {len(record.raw)} bytes", limit=f"at most {MAX_PAYLOAD_BYTES} bytes")
+    if len(fields) > 2 * MAX_FIELDS:
+        raise RecordInvalid("record", f"has {len(fields) // 2} fields", limit=f"at most {MAX_FIELDS} fields")
     claim = claim_of(record.priority if record.recipient else None, record.recipient, record.source)
     head = bulk(record.id.encode()) + bulk(claim) + bulk(b"%d" % len(fields))
     return len(fields) + 3, head + b"".join(map(bulk, fields))

@@ -132,4 +132,8 @@ def as_reply(said: Any, default: ReplyKind = ReplyKind.RESULT) -> Reply:
     """What a handler returned or yielded, as a reply."""
     if isinstance(said, Record):
         raise TypeError("a handler returns a payload or a Reply, not a Record")
-    return said if isinstance(said, Reply) else Reply(said, default)
+    if not isinstance(said, Reply):
+        return Reply(said, default)
+    if not said.kind.final:
+        raise TypeError(f"a reply of kind {said.kind} does not end the work: yield it, or tell it through the context")
+    return said

@@ -127,6 +127,7 @@ class Outbox:
         self._unchecked = bulk(b"0") * 2
         self._checked = bulk(b"%d" % options.window_ids) + bulk(b"%d" % options.inbox_limit)
         self._batches_sent = 0
+        self._full: set[str] = set()
         self._append_head = b"$7\r\nEVALSHA\r\n" + bulk(sha) + bulk(b"3")
         self.lane = Lane(
             "command",
@@ -206,6 +207,18 @@ class Outbox:
         future: asyncio.Future[bytes] = self._loop.create_future()
         connection.send(packed, Once(future))
         return await future
+
+    @property
+    def any_full(self) -> bool:
+        """True while some stream was found full."""
+        return bool(self._full)
+
+    def note_full(self, stream: str, *, full: bool) -> None:
+        """Remember whether a stream is at its limit: while it is, every send to it is checked."""
+        if full:
+            self._full.add(stream)
+        else:
+            self._full.discard(stream)
 
     def at_tick_end(self, action: Callable[[], None]) -> None:
         """Run ``action`` once at the end of this tick, in one write with everything else of it."""
@@ -292,9 +305,10 @@ class Outbox:
         self.submit(self._packed(stream, batch.arguments, batch.chunks), batch.done)
 
     def _packed(self, stream: str, arguments: int, chunks: list[bytes]) -> bytes:
-        # limits are checked now and then: an inbox may exceed its limit by what one client sends between two checks
+        # Limits are checked now and then: an inbox may exceed its limit by what a client sends between two checks.
         self._batches_sent += 1
-        limits = self._checked if self._batches_sent % CHECK_EVERY == 1 else self._unchecked
+        due = stream in self._full or self._batches_sent % CHECK_EVERY == 1
+        limits = self._checked if due else self._unchecked
         return b"".join(
             [
                 b"*%d\r\n" % (9 + arguments),

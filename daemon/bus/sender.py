@@ -62,6 +62,7 @@ class Sender:
         self._declared: set[str] = set()
         self._fetching: set[asyncio.Task[None]] = set()
         self._in_flight = 0
+        self._many = min(_MANY_IN_FLIGHT, self.options.max_in_flight)
         self._room = asyncio.Event()
         rate = self.options.telemetry_rate
         self._telemetry = TokenBucket(rate, now=time.monotonic()) if rate is not None else None
@@ -91,7 +92,7 @@ class Sender:
         extra = _extra(deadline, key, traceparent)
         if type == "telemetry" and self._telemetry is not None and not self._telemetry.take(time.monotonic()):
             raise RateLimited(f"{self.app} may send {self._telemetry.rate:g} telemetry records a second; not stored")
-        if self._in_flight > _MANY_IN_FLIGHT:
+        if self._in_flight >= self._many:
             await self._wait_for_room()
         self._in_flight += 1
         try:
@@ -175,7 +176,7 @@ class Sender:
         extra = {} if traceparent is None else {b"traceparent": traceparent.encode()}
         body = payload(type, data, content_type, extra, self.options.compress_over, self.options.compression)
         message_id = new_id()
-        if self._in_flight > _MANY_IN_FLIGHT:
+        if self._in_flight >= self._many:
             await self._wait_for_room()
         self._in_flight += 1
         try:
@@ -247,10 +248,14 @@ class Sender:
         self, message_id: str, answer: bytes, recipient: str | None, priority: int, *, source: str | None = None
     ) -> Receipt:
         if answer[:1].isdigit():
+            if self._outbox.any_full:
+                self._outbox.note_full(self.keys.inbox(str(recipient), priority), full=False)
             return Receipt(answer.decode(), message_id, duplicate=False, durability=self.options.durability)
         if answer == b"!":
             level = Priority(priority).name
-            raise QueueFull(f"the {level} inbox of {recipient!r} is full; nothing was stored. Is its consumer running?")
+            self._outbox.note_full(self.keys.inbox(str(recipient), priority), full=True)
+            stream = self.keys.inbox(str(recipient), priority)
+            raise QueueFull(f"the {level} inbox of {recipient!r} ({stream}) is full; not stored. Is its consumer running?")
         known = Known.parse(answer)
         if known.claim != (str(int(priority)), recipient, source or self.app):
             level, first, owner = known.claim
