@@ -64,7 +64,7 @@ def _never_null(described: dict[str, Any]) -> dict[str, Any]:
     if len(choices) != 1:
         return described
     rest = {name: value for name, value in described.items() if name not in ("anyOf", "default")}
-    return choices[0] | rest
+    return {**choices[0], **rest}
 
 
 def _headed(schema: dict[str, Any], name: str) -> dict[str, Any]:

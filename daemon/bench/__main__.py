@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from petalbus.daemon.bench.main import bench
+from petalbus.daemon.bench.entry import bench
 
 
 def main() -> int:

@@ -172,6 +172,7 @@ class Bus(Sender):
             outbox=self._outbox,
             options=self.options,
         )
+        self._subscriptions = {name: one for name, one in self._subscriptions.items() if not one.closed}
         self._subscriptions[label] = subscription
         return subscription
 

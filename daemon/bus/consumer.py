@@ -63,7 +63,7 @@ class Consumer:
         self._loop = asyncio.get_running_loop()
         self.scheduler: Scheduler[Work] = Scheduler()
         self._cancelled: OrderedDict[bytes, None] = OrderedDict()
-        self._audits_failed = 0
+        self._unseen: set[tuple[str, bytes]] = set()
         self._held: dict[tuple[str, bytes], Work] = {}
         self._idle: list[asyncio.Future[None]] = []
         self._idle_critical: list[asyncio.Future[None]] = []
@@ -196,6 +196,7 @@ class Consumer:
             room=self._room,
             deliver=self._deliver,
             delivered=self._wake,
+            groups=self._keys.groups,
             unblock=self._unblock,
             options=self._options,
         )
@@ -297,14 +298,14 @@ class Consumer:
         if self._held.get((work.stream, work.entry)) is work:
             del self._held[(work.stream, work.entry)]
 
-    def _check_pending(self, pending: int) -> None:
-        """Twice more pending at the server than we hold: something was delivered and never seen. Look for it."""
-        self._audits_failed = self._audits_failed + 1 if pending > len(self._held) else 0
-        if self._audits_failed >= 2:
-            self._audits_failed = 0
-            log.warning("consumer %s holds %d records and has %d pending: looking for the rest", self.name,
-                        len(self._held), pending)  # fmt: skip
+    def _check_pending(self, pending: set[tuple[str, bytes]]) -> None:
+        """Entries that are pending and not held, at two looks in a row, were delivered and never seen: look for them."""
+        unseen = {entry for entry in pending if entry not in self._held}
+        if unseen & self._unseen:
+            log.warning("%d pending entries were never seen by %s: looking for them", len(unseen), self.name)
+            unseen.clear()
             self._redrain()
+        self._unseen = unseen
 
     def _again(self, work: Work, delay: float) -> None:
         def back() -> None:

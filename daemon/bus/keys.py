@@ -29,6 +29,7 @@ class Keys:
         self.fenced = self.prefix + "fenced"
         self.ids = self.prefix + "ids:current"
         self.ids_before = self.prefix + "ids:before"
+        self.groups = self.prefix + "groups"
         self.apps = self.prefix + "apps"
         self.clock = self.prefix + "clock"
         self.window = self.prefix + "ids:window"

@@ -43,6 +43,7 @@ class Reader:
         room: Callable[[Priority], int],
         deliver: Delivery,
         delivered: Callable[[], None],
+        groups: str,
         unblock: Callable[[int, Callable[[Any], None]], None],
         options: BusOptions,
     ) -> None:
@@ -52,6 +53,7 @@ class Reader:
         self._room = room
         self._deliver = deliver
         self._delivered = delivered
+        self._groups = groups
         self._unblock = unblock
         self._loop = asyncio.get_running_loop()
         self._block = int(options.block * 1000)
@@ -213,11 +215,12 @@ class Reader:
             after = reply[0][1][-1][0]
 
     async def _make_group(self, connection: Connection, level: Priority, stream: str) -> None:
-        # A group that somebody destroyed knew what was settled. The id window knows it too: everything that is there
-        # now is looked up before it runs (``found``).
-        rows = await connection.call("XREVRANGE", stream, "+", "-", "COUNT", 1)
-        if rows:
-            self._suspect_until[level] = _number(rows[0][0])
+        if not await connection.call("SADD", self._groups, stream):
+            # There was one, and it knew what was settled. The id window knows it too: everything that is in the stream
+            # now is looked up there before it runs (``found``).
+            rows = await connection.call("XREVRANGE", stream, "+", "-", "COUNT", 1)
+            if rows:
+                self._suspect_until[level] = _number(rows[0][0])
         try:
             await connection.call("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
         except ServerError as error:

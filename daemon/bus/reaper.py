@@ -21,6 +21,9 @@ log = logging.getLogger("petalbus.bus")
 ORPHAN_LOOKS = 10
 """Every so many looks also ask the groups for consumers that never beat."""
 
+AUDITED = 20
+"""So many of our oldest pending entries are compared with what we hold."""
+
 Taken = Callable[[Priority, str, "list[Any]"], None]
 """Called with level, stream and one row of the takeover script."""
 
@@ -38,7 +41,7 @@ class Reaper:
         me: Callable[[], str],
         taken: Taken,
         room: Callable[[Priority], int],
-        audit: Callable[[int], None],
+        audit: Callable[[set[tuple[str, bytes]]], None],
     ) -> None:
         self._app = app
         self._keys = keys
@@ -121,15 +124,18 @@ class Reaper:
 
     async def _find_orphans(self) -> set[str]:
         orphans = set()
-        own = 0
+        pending: set[tuple[str, bytes]] = set()
+        mine = self._me()
         for stream in self._keys.inboxes(self._app).values():
             for row in await self._outbox.call("XINFO", "CONSUMERS", stream, GROUP):
                 info = dict(zip(row[::2], row[1::2], strict=True))
-                if info[b"name"] == self._me().encode():
-                    own += info[b"pending"]
+                name = info[b"name"].decode()
+                if name == mine and info[b"pending"]:
+                    oldest = await self._outbox.call("XPENDING", stream, GROUP, "-", "+", AUDITED, mine)
+                    pending |= {(stream, held[0]) for held in oldest}
                 elif info[b"pending"]:
-                    orphans.add(info[b"name"].decode())
-        self._audit(own)
+                    orphans.add(name)
+        self._audit(pending)
         return orphans
 
     async def _take_over(self, dead: str) -> bool:

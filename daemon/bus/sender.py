@@ -255,7 +255,9 @@ class Sender:
             level = Priority(priority).name
             self._outbox.note_full(self.keys.inbox(str(recipient), priority), full=True)
             stream = self.keys.inbox(str(recipient), priority)
-            raise QueueFull(f"the {level} inbox of {recipient!r} ({stream}) is full; not stored. Is its consumer running?")
+            raise QueueFull(
+                f"the {level} inbox of {recipient!r} ({stream}) is full; not stored. Is its consumer running?"
+            )
         known = Known.parse(answer)
         if known.claim != (str(int(priority)), recipient, source or self.app):
             level, first, owner = known.claim

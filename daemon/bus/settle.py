@@ -29,6 +29,7 @@ log = logging.getLogger("petalbus.bus")
 MAX_HEADS: Final = 1024
 MAX_DEAD_ITEMS: Final = 1000
 RETRY_AFTER: Final = 0.5
+MAX_SETTLED_AT_ONCE: Final = 64
 MAX_TEXT: Final = 16_384
 COMPLETED: Final = b"c"
 FAILED: Final = b"f"
@@ -50,6 +51,16 @@ class _Entry(NamedTuple):
     work: Work
     state: bytes
     outputs: list[Output]
+
+
+class _Way:
+    """On which connection settlements of one stream are under way, and how many."""
+
+    __slots__ = ("beside", "unanswered")
+
+    def __init__(self) -> None:
+        self.beside = False
+        self.unanswered = 0
 
 
 class Committer:
@@ -74,6 +85,7 @@ class Committer:
         self._fenced = fenced
         self._free_connection = free_connection
         self._entries: dict[tuple[str, str], list[_Entry]] = {}
+        self._ways: dict[str, _Way] = {}
         self._unconfirmed = 0
         self._closed = False
         self._loop = asyncio.get_running_loop()
@@ -154,10 +166,21 @@ class Committer:
             return
         batches, self._entries = self._entries, {}
         for (stream, owner), entries in batches.items():
-            for start in range(0, len(entries), 64):
-                self._send(stream, owner, entries[start : start + 64], more=more)
+            via = self._free_connection(stream)
+            way = self._ways.get(stream)
+            if way is not None and way.unanswered:
+                # Settlements of one stream keep their order: never two ways at once.
+                if way.beside and via is None:
+                    self._entries[(stream, owner)] = entries  # sent when the way is clear: see _submit
+                    continue
+                if not way.beside:
+                    via = None
+            for start in range(0, len(entries), MAX_SETTLED_AT_ONCE):
+                self._send(stream, owner, entries[start : start + MAX_SETTLED_AT_ONCE], via)
+            if via is not None and not more:
+                via.flush()
 
-    def _send(self, stream: str, owner: str, entries: list[_Entry], *, more: bool) -> None:
+    def _send(self, stream: str, owner: str, entries: list[_Entry], via: Connection | None) -> None:
         keys = [stream, self._keys.ids, self._keys.fenced]
         index: dict[str, bytes] = {}
         arguments = 0
@@ -186,10 +209,12 @@ class Committer:
             self._heads[(owner, *keys)] = head
         arguments += 6 + len(keys)
         packed_call = b"*%d\r\n%b%b%b" % (arguments, head, bulk(b"%d" % len(entries)), b"".join(chunks))
-        via = self._free_connection(stream)
+        way = self._ways.get(stream)
+        if way is None:
+            way = self._ways[stream] = _Way()
+        way.beside = via is not None
+        way.unanswered += 1
         self._submit(packed_call, owner, entries, via)
-        if via is not None and not more:
-            via.flush()
 
     def _submit(self, call: bytes, owner: str, entries: list[_Entry], via: Connection | None = None) -> None:
         def answered(reply: Any) -> None:
@@ -199,6 +224,10 @@ class Committer:
                 self._loop.call_later(RETRY_AFTER, self._submit, call, owner, entries)
             else:
                 self._answered(reply, owner, entries)
+                way = self._ways[entries[0].work.stream]
+                way.unanswered -= 1
+                if not way.unanswered and self._entries:
+                    self.flush()
 
         # lasting: what is held bounds it, and work that is done must not be forgotten over an outage
         self._outbox.submit(call, answered, via=via, lasting=True)

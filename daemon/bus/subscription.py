@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Self
 
 from petalbus.daemon.bus.connection import Connection, ServerError, pack
-from petalbus.daemon.bus.errors import OutcomeUnknown
+from petalbus.daemon.bus.errors import BusUnavailable, OutcomeUnknown
 from petalbus.daemon.bus.keys import Keys
 from petalbus.daemon.bus.lane import Lane, LaneState
 from petalbus.daemon.bus.options import BusOptions
@@ -27,6 +27,10 @@ log = logging.getLogger("petalbus.bus")
 
 CONSUMER = "subscriber"
 """One name for good: a subscriber that comes back finds what it had not acknowledged."""
+
+
+MAX_UNNAMED = 1024
+"""Kinds without a declared name that a subscription remembers, so that each is looked up once."""
 
 
 class Subscription:
@@ -55,6 +59,7 @@ class Subscription:
         self._stream = keys.topic(topic)
         self._form_key = keys.form(topic)
         self._form: CompactForm | None = None
+        self._unnamed: set[str] = set()
         self._checkpoint: bytes | None = None
         self._outbox = outbox
         self._options = options
@@ -155,10 +160,24 @@ class Subscription:
     async def _decode(self, entry: bytes, fields: list[bytes]) -> Record:
         if not is_compact(fields):
             return Record.from_fields(fields, stream_id=entry.decode())
-        if self._form is None:
-            flat = await self._outbox.call("HGETALL", self._form_key)
-            self._form = CompactForm.from_hash(dict(zip(flat[::2], flat[1::2], strict=True)))
-        return self._form.decode(entry.decode(), fields)
+        kind = dict(zip(fields[::2], fields[1::2], strict=False))[b"k"].decode("utf-8", "replace")
+        form = self._form
+        if form is None or (kind not in form.names and kind not in self._unnamed and len(self._unnamed) < MAX_UNNAMED):
+            # not declared when we last looked: its source may have started anew since, with more names
+            form = self._form = await self._declaration()
+            self._unnamed.add(kind)
+        return form.decode(entry.decode(), fields)
+
+    async def _declaration(self) -> CompactForm:
+        while True:
+            try:
+                flat = await self._outbox.call("HGETALL", self._form_key)
+            except BusUnavailable as error:
+                if self._closed:
+                    raise
+                log.info("the form of topic %s cannot be read yet: %s", self.topic, error)
+            else:
+                return CompactForm.from_hash(dict(zip(flat[::2], flat[1::2], strict=True)))
 
     def _done(self, entry: bytes) -> None:
         if not self._handled:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -62,6 +61,8 @@ async def client(data: Path | None) -> AsyncIterator[Bus]:
 
 def run(main: Coroutine[Any, Any, T], *, show_log: bool = False) -> T:
     """Run a command's coroutine. The library's log is silent, unless the command stays: what fails is an error here."""
+    import asyncio
+
     logger = logging.getLogger("petalbus")
     handler: logging.Handler = logging.StreamHandler() if show_log else logging.NullHandler()
     handler.setFormatter(logging.Formatter("petalbus: %(message)s"))
@@ -122,11 +123,15 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: st
     if not rows:
         say(empty)
         return
+    show(grid(columns, rows))
+
+
+def show(renderable: Any) -> None:
+    """Print something that rich can render."""
     from rich.console import Console  # costs 0.1 s
 
     # A pipe gets whole lines: there is no width there to cut them to.
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 1000, highlight=False)
-    console.print(grid(columns, rows))
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 1000, highlight=False).print(renderable)
 
 
 def grid(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Any:

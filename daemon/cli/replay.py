@@ -82,4 +82,7 @@ def _keys(text: str) -> list[str]:
     from petalbus.daemon.cli.streams import parse
 
     keys = Keys()
-    return [stream.key.removeprefix(keys.prefix) for stream in parse(keys, text)]
+    found = parse(keys, text)
+    if len(found) > 1:  # an inbox: not every level needs to have been used
+        return [f"queue:{found[0].of}:inbox:*"]
+    return [found[0].key.removeprefix(keys.prefix)]

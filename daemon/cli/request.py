@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from petalbus.schemas.record import Record
 
 
-def request(  # noqa: PLR0913, PLR0917  # the options of a command
+def request(
     recipient: App,
     record_type: Annotated[str, typer.Argument(metavar="TYPE", help="The record's type, such as command.")],
     payload: Payload,

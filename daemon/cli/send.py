@@ -22,7 +22,7 @@ from petalbus.daemon.cli.common import (
 )
 
 
-def send(  # noqa: PLR0913, PLR0917  # the options of a command
+def send(
     recipient: App,
     record_type: Annotated[str, typer.Argument(metavar="TYPE", help="The record's type, such as command.")],
     payload: Payload,

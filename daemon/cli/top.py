@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
+import sys
 import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from petalbus.daemon.cli.common import Data, Json, client, duration, grid, run, say, say_json
+from petalbus.daemon.cli.common import Data, Json, client, duration, grid, run, say_json, show
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
@@ -35,21 +37,17 @@ def top(
     """Show rates, backlog and oldest age of each app and priority, redeliveries and dead letters."""
 
     async def work() -> None:
-        async with client(data) as bus:
-            before = await _look(bus)
-            if json or once:
-                while True:
-                    await asyncio.sleep(interval)
-                    now = await _look(bus)
-                    told = _told(before, now)
-                    if json:
-                        say_json(told)
-                    else:
-                        _print(told)
-                    if once:
-                        return
-                    before = now
-            await _live(bus, before, interval)
+        async with client(data) as bus, aclosing(_measure(bus, interval)) as measured:
+            if not (once or json) and sys.stdout.isatty():
+                await _live(measured)
+            async for told in measured:
+                if json:
+                    say_json(told)
+                else:
+                    show(_shown(told))
+                sys.stdout.flush()
+                if once:
+                    break
 
     try:
         run(work(), show_log=False)
@@ -58,18 +56,29 @@ def top(
             raise
 
 
-async def _live(bus: Bus, before: _Sample, interval: float) -> None:
+async def _live(measured: AsyncIterator[dict[str, Any]]) -> None:
     from rich.live import Live
 
     with Live(auto_refresh=False, screen=True) as screen:
-        while True:
-            await asyncio.sleep(interval)
-            now = await _look(bus)
-            screen.update(_shown(_told(before, now)), refresh=True)
-            before = now
+        async for told in measured:
+            screen.update(_shown(told), refresh=True)
+
+
+async def _measure(bus: Bus, interval: float) -> AsyncGenerator[dict[str, Any], None]:
+    """The numbers of one interval after the other, for ever."""
+    import asyncio
+
+    before = await _look(bus)
+    while True:
+        await asyncio.sleep(interval)
+        now = await _look(bus)
+        yield _told(before, now)
+        before = now
 
 
 async def _look(bus: Bus) -> _Sample:
+    import asyncio
+
     from petalbus.daemon.cli.looking import backlog, memory
     from petalbus.daemon.cli.streams import find
 
@@ -126,15 +135,6 @@ def _told(before: _Sample, now: _Sample) -> dict[str, Any]:
 
 
 _LEVELS = ("low", "normal", "high", "critical")
-
-
-def _print(told: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    console.print(_shown(told))
-    if not told["inboxes"] and not told["streams"]:
-        say("nothing has been on this bus yet")
 
 
 def _shown(told: dict[str, Any]) -> Any:

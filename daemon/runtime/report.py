@@ -53,6 +53,7 @@ class Report:
 
     def __init__(self, *, level: str, as_json: bool, words: Words) -> None:
         self._as_json = as_json
+        self._out, self._err = sys.stdout, sys.stderr
         self._words = words
         self._lines: queue.Queue[logging.LogRecord | None] = queue.Queue(_QUEUE_LINES)
         self._handler = _Queue(self._lines)  # type: ignore[arg-type]  # None is the end, put there by close() alone
@@ -89,9 +90,9 @@ class Report:
     def _write_all(self) -> None:
         while (record := self._lines.get()) is not None:
             if record.name == _EVENTS:
-                _write(sys.stdout, record.msg)
+                _write(self._out, record.msg)
             else:
-                _write(sys.stderr, self._log_format.format(record))
+                _write(self._err, self._log_format.format(record))
 
 
 def _write(stream: TextIO, line: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any, Final
 
@@ -78,6 +78,7 @@ class Supervisor:
         self._tasks = tasks
         self._report = report
         self._stop_timeout = stop_timeout
+        self._stopping = False
 
     def start(self, name: str, run: RunPart, *, stops: int) -> Kept:
         """Start a part; it is started again whenever it ends. ``stops``: the lower, the earlier it is stopped."""
@@ -87,6 +88,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Stop all parts one after the other, each within the time allowed."""
+        self._stopping = True
         for kept in sorted(self.parts.values(), key=lambda part: part.stops):
             if kept.task is None or kept.task.done():
                 continue
@@ -108,10 +110,12 @@ class Supervisor:
     async def _keep(self, kept: Kept) -> None:
         failures = 0
         try:
-            while True:
+            while not self._stopping:
                 started = time.monotonic()
                 try:
                     await kept.run(kept)
+                    if self._stopping:
+                        break
                     reason = "it ended by itself"
                 except Exception as error:  # whatever a part raises must not end the others
                     reason = explained(error)
@@ -132,8 +136,16 @@ class Supervisor:
 def explained(error: BaseException) -> str:
     """An error in one line; of a group, what is in it."""
     if isinstance(error, BaseExceptionGroup):
-        return "; ".join(dict.fromkeys(explained(one) for one in error.exceptions))
+        return "; ".join(dict.fromkeys(explained(one) for one in _leaves(error)))
     text = " ".join(str(error).split())
     if text and hasattr(error, "code"):  # one of ours: a whole sentence
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from _leaves(one)
+    else:
+        yield error

@@ -174,6 +174,20 @@ class ServerHandle:
         return f" (signal {signal.Signals(-code).name})" if code < 0 else f" (exit code {code})"
 
 
+MALLOC_TUNING: Final = {
+    "GLIBC_TUNABLES": ":".join(
+        (
+            "glibc.malloc.tcache_count=2000",
+            "glibc.malloc.tcache_max=1032",
+            "glibc.malloc.trim_threshold=67108864",
+            "glibc.malloc.top_pad=16777216",
+        )
+    )
+}
+"""For servers built on the C library's allocator, as the bundled one is: scripts make and drop many small strings, and
+with larger per-thread caches the server spends less of its time in the allocator. Servers with jemalloc ignore it."""
+
+
 async def spawn(paths: DataPaths, *, binary: Path, digest: str, lock: int) -> ServerHandle:
     """Start ``binary`` with the written configuration; it inherits the locked descriptor ``lock`` and keeps it.
 
@@ -190,6 +204,7 @@ async def spawn(paths: DataPaths, *, binary: Path, digest: str, lock: int) -> Se
             stdout=log,
             stderr=log,
             cwd=paths.server_dir,
+            env={**os.environ, **MALLOC_TUNING},
             pass_fds=(lock,),
             start_new_session=True,
         )

@@ -165,7 +165,7 @@ class Ingest:
         while True:
             try:
                 return await step(items)
-            except BusError as error:
+            except (BusError, ServerError) as error:
                 if str(error) != self._last_error:
                     log.warning("%d raw records wait: %s", len(items), error)
                 self._last_error = str(error)
@@ -180,14 +180,8 @@ class Ingest:
         call = BatchCall(self._keys, self._limits)
         for one in admitted:
             call.admission(one.entry, one.admission)
-        try:
-            answers = await self._run(call)
-        except ServerError as error:
-            if len(admitted) > 1:  # one of them is the reason: the others must not wait for it
-                return [letter for one in admitted for letter in await self._append([one])]
-            return [_Letter(admitted[0].entry, admitted[0].fields, "REFUSED", f"the server refused it: {error}")]
         letters = []
-        for one, answer in zip(admitted, answers, strict=True):
+        for one, answer in zip(admitted, await self._run(call), strict=True):
             if answer[:1] == b"!":
                 letters.append(_Letter(one.entry, one.fields, *_forbidden(answer.decode(), one.admission)))
                 continue
@@ -198,24 +192,21 @@ class Ingest:
     async def _bury(self, letters: list[_Letter]) -> list[_Letter]:
         """Make dead letters, and tell who sent them, within bounds."""
         call = BatchCall(self._keys, self._limits)
+        positions = []
         now = time.monotonic()
         for letter in letters:
+            positions.append(len(call))
             kept = letter_fields(letter.fields, reason=letter.reason, entry=letter.entry, stream=self._keys.ingest)
             call.letter(letter.entry, self._keys.dead(INGEST_APP), kept)
             told = refusal(letter.fields, app=self._bus.app, code=letter.code, message=letter.reason)
             if told is not None and self._refusals.take(told[0], now):
                 call.also(self._keys.replies(told[0]), told[1])
-        try:
-            await self._run(call)
-        except ServerError as error:
-            if len(letters) > 1:
-                for letter in letters:
-                    await self._bury([letter])
-                return []
-            # nothing more can be done with it here: it stays pending, and the others go on
-            log.error("raw record %s cannot be settled: %s", letters[0].entry.decode(), error)  # noqa: TRY400  # said whole
-            return []
-        for letter in letters:
+        answers = await self._run(call)
+        for letter, position in zip(letters, positions, strict=True):
+            if answers[position][:1] == b"!":
+                # nothing more can be done with it here: it stays pending, and the others go on
+                log.error("raw record %s cannot be settled: %s", letter.entry.decode(), answers[position].decode())
+                continue
             self.counts["invalid" if letter.code == "INVALID_RECORD" else "refused"] += 1
             log.warning("raw record %s is a dead letter: %s", letter.entry.decode(), letter.reason)
             self._settled(letter.entry)
@@ -282,6 +273,8 @@ def _forbidden(answer: str, admission: Admission) -> tuple[str, str]:
     if word == "full":
         text = f"queue full: field 'recipient': the inbox of {record.recipient!r} at this priority is full"
         return "QUEUE_FULL", text
+    if word == "refused":
+        return "REFUSED", f"the server refused it: {value}"
     known = Known.parse(value.encode())
     if word == "conflict":
         text = (

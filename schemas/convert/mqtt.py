@@ -169,10 +169,10 @@ def _write(record: Record) -> JsonObject:
     if envelope in _ASKING:
         if record.type != envelope or not isinstance(members.get("command"), str):
             members = {"command": _command_name(record, envelope, payload), "payload": payload}
-        head = {"messageId": record.id} | timestamp | {"waitResponse": record.wants_reply}
-        return _joined(head, members, "messageId", "waitResponse")
-    head = {"messageId": record.reply_to or record.id, "phase": _PHASES[envelope]} | timestamp
-    return _joined(head, members, "messageId")
+        asking = {"messageId": record.id, **timestamp, "waitResponse": record.wants_reply}
+        return _joined(asking, members, "messageId", "waitResponse")
+    answer = {"messageId": record.reply_to or record.id, "phase": _PHASES[envelope], **timestamp}
+    return _joined(answer, members, "messageId")
 
 
 def _envelope_for(record: Record, payload: Any) -> Envelope:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import select
 import signal
@@ -273,7 +274,8 @@ def test_what_is_wrong_is_said_in_one_line(cli: Cli, arguments: list[str], code:
     "arguments",
     [
         ["send", "a", "note", "{}"], ["request", "a", "note", "{}"], ["tail"], ["inbox", "a"], ["apps"],
-        ["status", "x"], ["dead", "list"], ["dead", "show", "a", "1-1"], ["dead", "drop", "a", "1-1"], ["top", "--once"],
+        ["status", "x"], ["dead", "list"], ["dead", "show", "a", "1-1"], ["dead", "drop", "a", "1-1"],
+        ["top", "--once"],
     ],
 )  # fmt: skip
 def test_without_a_running_bus_every_command_says_so_with_exit_3(
@@ -424,7 +426,8 @@ async def test_dead_letters_are_listed_shown_edited_requeued_and_dropped(shared:
     assert first["reason"] == "RuntimeError: cannot take 0"
     assert first in await tool("list", "--json")  # of all apps
     text = await tool("list", app)
-    assert re.search(rf"^{app} +{first['entry']} +note +{app} +{app}-0 +1 +RuntimeError: cannot take 0", text, re.M)
+    row = rf"^{app} +{first['entry']} +note +{app} +{app}-0 +1 +RuntimeError: cannot take 0"
+    assert re.search(row, text, re.MULTILINE)
 
     (shown,) = await tool("show", app, first["entry"], "--json")
     assert shown["fields"]["data"] == '{"number":0}'
@@ -470,16 +473,32 @@ async def test_top_counts_dead_letters_and_what_cancelled_messages_left(shared: 
     assert row["waiting"] == 3
 
 
-def test_top_live_redraws_and_ends_with_ctrl_c(shared: Daemon) -> None:
-    with follower(shared.data, "top", "--interval", "0.2") as top:
-        assert top.stdout is not None
-        seen = ""
-        while "mavlink.rx" not in seen or "vehicle" not in seen:
-            assert select.select([top.stdout], [], [], 20)[0], seen
-            seen += os.read(top.stdout.fileno(), 65536).decode()
+def test_top_on_a_terminal_redraws_and_ends_with_ctrl_c(shared: Daemon) -> None:
+    ours, its = pty.openpty()
+    environment = {**child_environment({"COLUMNS": "120", "LINES": "60"}), "TERM": "xterm"}
+    command = [*COMMAND, "top", "--interval", "0.2", "--data", str(shared.data)]
+    with subprocess.Popen(command, stdin=its, stdout=its, stderr=subprocess.PIPE, env=environment) as top:
+        try:
+            seen = ""
+            while seen.count("mavlink.rx") < 3:
+                assert select.select([ours], [], [], 20)[0], seen
+                seen += os.read(ours, 65536).decode()
+            assert "redelivered" in seen
+            top.send_signal(signal.SIGINT)
+            _, errors = top.communicate(timeout=20)
+        finally:
+            top.kill()
+            os.close(ours)
+            os.close(its)
+        assert (top.returncode, errors) == (0, b"")
+
+
+def test_top_into_a_pipe_goes_on_until_it_is_interrupted(shared: Daemon) -> None:
+    with follower(shared.data, "top", "--interval", "0.1", "--json") as top:
+        for _ in range(3):
+            assert json.loads(line_of(top))["interval_s"] >= 0.1
         top.send_signal(signal.SIGINT)
-        _, errors = top.communicate(timeout=20)
-        assert (top.returncode, errors) == (0, "")
+        assert top.wait(20) == 0
 
 
 # -- replay, version --------------------------------------------------------------------------------------------------
@@ -507,8 +526,8 @@ def test_version_is_quick_and_imports_nothing_heavy() -> None:
     assert run_process("version", "--json").object["version"] == petalbus.__version__
     code = (
         "import sys; from petalbus.daemon.cli.app import run; run(['version']);"
-        "heavy = {'asyncio', 'pydantic', 'redis', 'rich', 'structlog', 'uvloop', 'pymavlink', 'orjson'} & set(sys.modules);"
-        "print(sorted(heavy))"
+        "heavy = {'asyncio', 'redis', 'hiredis', 'rich', 'structlog', 'uvloop', 'pymavlink', 'orjson'};"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     answer = subprocess.run(
         [COMMAND[0], "-c", code], capture_output=True, text=True, env=child_environment(), check=True, timeout=20

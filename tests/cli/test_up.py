@@ -17,10 +17,10 @@ import pytest
 from petalbus.daemon.paths import DataPaths
 from petalbus.daemon.server.lock import is_locked
 from petalbus.daemon.server.process import ProcessIdentity
-from support.servers import RealServer, TlsServer, poll_until
 
 from .conftest import COMMAND, Buses, Cli, Daemon, run_process
 from support.procs import child_environment
+from support.servers import RealServer, TlsServer, poll_until
 
 MAX_READY_CPU_S = 1.2
 MAX_RSS_KB = 80 * 1024

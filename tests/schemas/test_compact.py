@@ -68,7 +68,7 @@ def test_a_declaration_that_lacks_something_is_refused(missing: bytes) -> None:
     ],
 )
 def test_a_broken_entry_is_refused_with_its_place(fields: list[bytes]) -> None:
-    with pytest.raises(RecordInvalid, match="entry 9-3 of topic 'mavlink.rx'"):
+    with pytest.raises(RecordInvalid, match=r"entry 9-3 of topic 'mavlink\.rx'"):
         FORM.decode("9-3", fields)
 
 

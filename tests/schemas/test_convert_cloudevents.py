@@ -127,7 +127,7 @@ def test_binary_mode_has_the_payload_as_body_byte_for_byte() -> None:
     assert headers["ce-pbdeadline"] == str(2**62)
     for name, value in headers.items():
         assert re.fullmatch(r"content-type|ce-[a-z0-9]+", name)
-        assert re.fullmatch(r'[!#-$&-~]|[!#-~]*', value), "no space, quote or anything beyond ASCII"
+        assert re.fullmatch(r"[!#-$&-~]|[!#-~]*", value), "no space, quote or anything beyond ASCII"
 
 
 def test_binary_mode_reads_what_others_write() -> None:

@@ -221,7 +221,7 @@ def test_priorities_by_name_and_missing_ones_are_understood() -> None:
 
 def test_too_large_a_payload_is_refused_by_the_messages_word_for_it() -> None:
     message = CommunicationMessage("m", "a", "b", "t", {"log": "x" * MAX_PAYLOAD_BYTES}, timestamp=SENT)
-    with pytest.raises(RecordInvalid, match="'payload': has 1048586 bytes .expected at most 1048576 bytes"):
+    with pytest.raises(RecordInvalid, match=r"'payload': has 1048586 bytes \(expected at most 1048576 bytes"):
         communication.to_record(message)
     with pytest.raises(RecordInvalid, match="'message': has 2097153 bytes"):
         CommunicationMessage.from_json(b"x" * (2 * MAX_PAYLOAD_BYTES + 1))

@@ -104,7 +104,7 @@ def test_what_the_cloud_says_about_record_fields_is_only_kept() -> None:
     assert mqtt.from_record(made, carry=False) == forged
 
 
-# -- replies of the bus, on their way out -------------------------------------------------------------------------------
+# Replies of the bus, on their way out.
 
 
 def test_a_result_passes_its_data_through_unchanged() -> None:

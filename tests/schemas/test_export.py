@@ -65,5 +65,4 @@ def test_a_caller_may_change_what_it_got() -> None:
 
 def test_the_page_about_records_has_a_row_for_every_field_and_every_typed_payload() -> None:
     rows = re.findall(r"^\| `([a-z_]+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert FIELDS <= set(rows)
-    assert set(PAYLOADS) <= set(rows)
+    assert set(rows) >= FIELDS | set(PAYLOADS)

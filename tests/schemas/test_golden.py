@@ -77,9 +77,7 @@ def seen(record: Record) -> dict[str, Any]:
 
 def built(expect: dict[str, Any]) -> Record:
     """The record that the vector describes, made from values, not from the wire."""
-    return Record.checked(
-        {n: base64.b64decode(v["base64"]) if isinstance(v, dict) else v for n, v in expect.items()}
-    )
+    return Record.checked({n: base64.b64decode(v["base64"]) if isinstance(v, dict) else v for n, v in expect.items()})
 
 
 @pytest.mark.parametrize("vector", vectors("records"))

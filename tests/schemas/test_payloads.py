@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import enum
 import math
 import uuid
@@ -13,7 +13,7 @@ import orjson
 import pytest
 from hypothesis import given, settings
 
-from petalbus.schemas import RecordInvalid
+from petalbus.schemas import Priority, RecordInvalid
 from petalbus.schemas.payloads import (
     MAX_DEPTH,
     MAX_KEYS,
@@ -22,6 +22,7 @@ from petalbus.schemas.payloads import (
     CommandParameters,
     Coordinates,
     Telemetry,
+    default_priority,
     prepare,
     validate_payload,
     validate_value,
@@ -64,7 +65,9 @@ SAMPLES = [
     pytest.param("status_request", {}, id="status_request-all"),
     pytest.param("telemetry", TELEMETRY, id="S-125"),
     pytest.param("telemetry", {"timestamp": "2025-08-25T10:30:00Z", "temperature": 23.5, "humidity": 65.2}, id="mqtt"),
-    pytest.param("telemetry", {"timestamp": "2025-08-25T10:30:00.123456", "location": {"latitude": 1.5}}, id="isoformat"),
+    pytest.param(
+        "telemetry", {"timestamp": "2025-08-25T10:30:00.123456", "location": {"latitude": 1.5}}, id="isoformat"
+    ),
     pytest.param("configuration", CONFIGURATION, id="S-126"),
     pytest.param("alert", ALERT, id="S-127"),
     pytest.param("ping", {}, id="S-128"),
@@ -73,7 +76,9 @@ SAMPLES = [
     pytest.param("command_response", {"status": "failed"}, id="S-130-failed"),
     pytest.param("command_response", {"status": "success", "result": {"altitude": 10}}, id="S-130-result"),
     pytest.param("command_response", {"status": "error", "message": "motor 3"}, id="S-130-error"),
-    pytest.param("command_response", {"command_id": "cmd_1", "result": "success", "message": ""}, id="command_response-c++"),
+    pytest.param(
+        "command_response", {"command_id": "cmd_1", "result": "success", "message": ""}, id="command_response-c++"
+    ),
     pytest.param("command_response", {}, id="command_response-empty"),
 ]
 
@@ -95,7 +100,12 @@ REFUSED = [
     ("command", {"command": "x" * 257}, "data.command", "at most 256 characters"),
     ("command", {"command": "x", "parameters": []}, "data.parameters", "a JSON object"),
     ("command", {"command": "x", "parameters": {"altitude": 1e6}}, "data.parameters.altitude", "at most 100000"),
-    ("command", {"command": "x", "parameters": {"altitude": "10"}}, "data.parameters.altitude", "is not a number ('10')"),
+    (
+        "command",
+        {"command": "x", "parameters": {"altitude": "10"}},
+        "data.parameters.altitude",
+        "is not a number ('10')",
+    ),
     ("command", {"command": "x", "parameters": {"altitude": True}}, "data.parameters.altitude", "is not a number"),
     ("command", {"command": "x", "parameters": {"lat": 91}}, "data.parameters.lat", "at most 90"),
     ("command", {"command": "x", "parameters": {"immediate": 1}}, "data.parameters.immediate", "true or false"),
@@ -111,7 +121,12 @@ REFUSED = [
     ("telemetry", {"gps_coordinates": [1, 2]}, "data.gps_coordinates", "a JSON object"),
     ("configuration", {"geofence": {"radius": 0}}, "data.geofence.radius", "more than 0"),
     ("configuration", {"geofence": {"center": {"lat": 0, "lon": 181}}}, "data.geofence.center.lon", "at most 180"),
-    ("configuration", {"safety_settings": {"auto_land_enabled": "yes"}}, "data.safety_settings.auto_land_enabled", "true"),
+    (
+        "configuration",
+        {"safety_settings": {"auto_land_enabled": "yes"}},
+        "data.safety_settings.auto_land_enabled",
+        "true",
+    ),
     ("alert", {"severity": "warning"}, "data.message", "is missing"),
     ("alert", {"severity": "x" * 33, "message": "m"}, "data.severity", "at most 32 characters"),
     ("alert", {"severity": "warning", "message": "m", "details": "d"}, "data.details", "a JSON object"),
@@ -149,6 +164,14 @@ def test_the_plain_check_and_the_model_refuse_the_same(record_type: str) -> None
             PAYLOADS[record_type].model_validate(value)
 
 
+def test_s123_s129_what_stops_an_aircraft_is_critical_unless_somebody_says_otherwise() -> None:
+    assert default_priority("command", EMERGENCY_STOP) is Priority.CRITICAL
+    assert default_priority("emergency_command", {"action": "land_immediately"}) is Priority.CRITICAL
+    assert default_priority("command", COMMAND_PARAMETERS) is Priority.NORMAL
+    assert default_priority("command", None) is Priority.NORMAL
+    assert default_priority("anything", EMERGENCY_STOP) is Priority.NORMAL
+
+
 @settings(max_examples=100, deadline=None)
 @given(some.json_values)
 def test_any_json_value_goes_in_an_open_type(value: Any) -> None:
@@ -176,7 +199,7 @@ def test_unknown_members_of_a_typed_payload_are_kept(members: dict[str, Any]) ->
 def test_a_number_that_is_not_finite_is_refused_with_its_place(
     record_type: str, value: Any, field: str, number: float
 ) -> None:
-    with pytest.raises(RecordInvalid, match="which JSON cannot say .expected a finite number, or null") as caught:
+    with pytest.raises(RecordInvalid, match=r"which JSON cannot say \(expected a finite number, or null") as caught:
         prepare(record_type, value(number))
     assert caught.value.field == field
 
@@ -184,7 +207,7 @@ def test_a_number_that_is_not_finite_is_refused_with_its_place(
 @pytest.mark.parametrize("body", [b'{"command":"x","a":NaN}', b'{"command":"x","a":-Infinity}', b"NaN"])
 @pytest.mark.parametrize("record_type", ["command", "anything"])
 def test_nan_in_json_text_is_refused_with_a_hint(record_type: str, body: bytes) -> None:
-    with pytest.raises(RecordInvalid, match="'data': is not JSON.*NaN and Infinity are no JSON values, send null"):
+    with pytest.raises(RecordInvalid, match=r"'data': is not JSON.*NaN and Infinity are no JSON values, send null"):
         validate_payload(record_type, body)
 
 
@@ -193,7 +216,20 @@ def test_the_word_nan_in_text_is_no_offence() -> None:
     assert prepare("alert", {"severity": "info", "message": "null is not NaN", "details": None})
 
 
-MALFORMED = [b"", b" ", b"{", b"}", b'{"a":1,}', b"{'a':1}", b'"\xff"', b'"\\ud800"', b"01", b"1e999", b"{} {}", b"\xef\xbb\xbf{}"]
+MALFORMED = [
+    b"",
+    b" ",
+    b"{",
+    b"}",
+    b'{"a":1,}',
+    b"{'a':1}",
+    b'"\xff"',
+    b'"\\ud800"',
+    b"01",
+    b"1e999",
+    b"{} {}",
+    b"\xef\xbb\xbf{}",
+]
 
 
 @pytest.mark.parametrize("body", MALFORMED)
@@ -235,7 +271,7 @@ def test_what_json_cannot_say_is_refused_with_its_place(value: Any, field: str, 
 
 
 def test_what_json_can_say_in_other_words_goes() -> None:
-    when = datetime.datetime(2026, 1, 31, 12, tzinfo=datetime.UTC)
+    when = dt.datetime(2026, 1, 31, 12, tzinfo=dt.UTC)
     number = uuid.UUID(int=5)
     value = {"command": "x", "when": when, "number": number, "colour": Colour.RED, "pair": (1, 2)}
     assert validate_payload("command", prepare("command", value)) == {
@@ -307,7 +343,7 @@ def test_one_mebibyte_goes_and_one_byte_more_does_not() -> None:
         lambda: prepare("anything", b"\0" * (MAX_PAYLOAD_BYTES + 1), content_type="image/png"),
         lambda: validate_payload("anything", body + b" "),
     ):
-        with pytest.raises(RecordInvalid, match="'data': has 1048577 bytes .expected at most 1048576 bytes"):
+        with pytest.raises(RecordInvalid, match=r"'data': has 1048577 bytes \(expected at most 1048576 bytes"):
             attempt()
 
 

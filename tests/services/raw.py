@@ -23,11 +23,14 @@ async def xadd(bus: Bus, **fields: Any) -> str:
 
 async def entries(bus: Bus, key: str) -> list[Entry]:
     """A whole stream."""
-    rows = await bus.call("XRANGE", key, "-", "+")
-    return [
-        (entry.decode(), {name.decode(): value for name, value in zip(fields[::2], fields[1::2], strict=True)})
-        for entry, fields in rows
-    ]
+    found: list[Entry] = []
+    after = "-"
+    while rows := await bus.call("XRANGE", key, after, "+", "COUNT", 1000):
+        for entry, fields in rows:
+            named = {name.decode(): value for name, value in zip(fields[::2], fields[1::2], strict=True)}
+            found.append((entry.decode(), named))
+        after = f"({found[-1][0]}"
+    return found
 
 
 async def dead(bus: Bus) -> list[dict[str, bytes]]:

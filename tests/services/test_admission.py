@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,7 +108,9 @@ def test_every_record_has_one_destination(fields: dict[str, Any], what: str, str
 
 def test_unknown_fields_and_raw_bytes_survive() -> None:
     body = bytes(range(256))
-    fields = flat({**GOOD, "data": body, "content_type": "application/octet-stream", "x-mine": b"\x00\xff", "topic": "t"})
+    fields = flat(
+        {**GOOD, "data": body, "content_type": "application/octet-stream", "x-mine": b"\x00\xff", "topic": "t"}
+    )
     kept = admit(fields, KEYS).record.to_fields()
     given = dict(zip(kept[::2], kept[1::2], strict=True))
     assert given[b"data"] == body
@@ -141,8 +144,9 @@ def test_a_timeout_in_seconds_needs_no_clock_at_all() -> None:
 
 
 def test_the_kernels_own_spelling_of_this_boot_is_understood() -> None:
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        kernel = file.read().strip()
-    record = admit(flat({**GOOD, "recipient": "v", "boot_id": kernel, "deadline": boot_clock_ns() + 10**9}), KEYS).record
+    kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    record = admit(
+        flat({**GOOD, "recipient": "v", "boot_id": kernel, "deadline": boot_clock_ns() + 10**9}), KEYS
+    ).record
     assert record.boot_id == BOOT_ID
     assert not record.expired(boot_clock_ns())

@@ -32,8 +32,14 @@ async def test_a_raw_command_is_answered_like_any_other(clients: Clients, bus: B
         command = {"command": "takeoff", "parameters": {"altitude": 10}}
         await xadd(
             bus,
-            **{"id": "cmd-1", "type": "command", "source": "HEAR_FC", "recipient": "vehicle", "priority": 3},
-            **{"wants_reply": 1, "timeout": 5, "data": '{"command":"takeoff","parameters":{"altitude":10}}'},
+            id="cmd-1",
+            type="command",
+            source="HEAR_FC",
+            recipient="vehicle",
+            priority=3,
+            wants_reply=1,
+            timeout=5,
+            data='{"command":"takeoff","parameters":{"altitude":10}}',
         )
 
         async def answered() -> list[Any]:
@@ -268,6 +274,25 @@ async def test_telemetry_above_the_rate_is_counted_and_reported_exactly(clients:
     assert lost == {f"t{number}" for number in range(200)} - adopted
 
 
+async def test_a_key_of_the_wrong_kind_holds_up_nobody(clients: Clients, bus: Bus) -> None:
+    """I8, I1: somebody has made a plain key where a stream belongs: what goes there is kept with the reason, the rest
+    arrives."""
+    await bus.call("SET", bus.keys.topic("broken"), "x")
+    await bus.call("SET", bus.keys.inbox("broken", 2), "x")
+    async with ingesting(bus):
+        await asyncio.gather(
+            xadd(bus, id="a", topic="fine", **NOTE),
+            xadd(bus, id="b", topic="broken", **NOTE),
+            xadd(bus, id="c", recipient="broken", **NOTE),
+            xadd(bus, id="d", topic="fine", **NOTE),
+        )
+        await empty(bus)
+    assert [fields["id"] for _, fields in await entries(bus, bus.keys.topic("fine"))] == [b"a", b"d"]
+    letters = await dead(bus)
+    assert [letter["id"] for letter in letters] == [b"b", b"c"]
+    assert all(letter["dead_reason"].startswith(b"the server refused it: WRONGTYPE") for letter in letters)
+
+
 async def test_what_waited_while_nobody_was_there_is_adopted(clients: Clients, bus: Bus) -> None:
     """I1: raw records outlive the daemon."""
     for number in range(10):
@@ -280,7 +305,8 @@ async def test_what_waited_while_nobody_was_there_is_adopted(clients: Clients, b
 async def test_a_full_server_makes_raw_records_wait_not_vanish(own_clients: Clients) -> None:
     """I5, I1: above the memory ceiling nothing is adopted and nothing is lost; it goes on by itself."""
     bus = await own_clients.open("petalbus")
-    await bus.call("XADD", bus.keys.topic("ballast"), "*", "data", "x" * 1_000_000)
+    for _ in range(20):
+        await bus.call("XADD", bus.keys.topic("ballast"), "*", "data", "x" * 1_000_000)
     async with ingesting(bus, pause=0.02) as ingest:
         await xadd(bus, id="first", recipient="app", **NOTE)
         await empty(bus)
@@ -289,7 +315,7 @@ async def test_a_full_server_makes_raw_records_wait_not_vanish(own_clients: Clie
         await empty(bus)
         await bus.call("MULTI")
         await bus.call("XADD", bus.keys.ingest, "*", *_flat({"id": "third", "recipient": "app", **NOTE}))
-        await bus.call("CONFIG", "SET", "maxmemory", 1_000_000)
+        await bus.call("CONFIG", "SET", "maxmemory", 10_000_000)
         await bus.call("EXEC")
         await until(lambda: "memory ceiling" in ingest._last_error, "the ceiling is felt")
         assert await bus.call("XLEN", bus.keys.inbox("app", 2)) == 2

@@ -15,11 +15,20 @@ if ARGV[2] ~= '0' then
     redis.call('HSET', current, ' before', 1)
   end
 end
-local results, at = {}, 4
-for record = 1, tonumber(ARGV[3]) do
+local results, at, count = {}, 4, tonumber(ARGV[3])
+local before = count > 1 and redis.call('HGET', current, ' before')
+for record = 1, count do
   local id, last = ARGV[at], at + 2 + tonumber(ARGV[at + 2])
-  local seen = redis.call('HMGET', current, id, ' before')
-  local known = seen[1] or (seen[2] and redis.call('HGET', previous, id))
+  local known
+  if count > 1 then
+    known = redis.call('HGET', current, id)
+  else -- every call costs: one for both questions
+    local seen = redis.call('HMGET', current, id, ' before')
+    known, before = seen[1], seen[2]
+  end
+  if before and not known then
+    known = redis.call('HGET', previous, id)
+  end
   if not known and full then
     known = '!'
   elseif not known then

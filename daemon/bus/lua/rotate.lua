@@ -48,7 +48,7 @@ if fenced_age >= tonumber(ARGV[4]) and redis.call('HLEN', KEYS[4]) >= tonumber(A
   for at = 1, #names, 1000 do
     redis.call('SADD', KEYS[5], unpack(names, at, math.min(#names, at + 999)))
   end
-  fenced_age, purged = 0, 1
+  fenced_age, purged = 0, #old > 0 and 1 or 0
 end
 redis.call('HSET', KEYS[3], 'boot_id', ARGV[1], 'mono', ARGV[2], 'age', string.format('%.0f', age),
   'fenced_age', string.format('%.0f', fenced_age), 'generation', generation)
