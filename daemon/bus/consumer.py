@@ -250,11 +250,12 @@ class Consumer:
             _release(self._idle_critical)
 
     def _room(self, level: Priority) -> int:
-        window = self._options.window
         waiting = self.scheduler.waiting(level)
         if level is Priority.CRITICAL:
-            return max(0, 16 * window - waiting)
-        if waiting > window // 2 or len(self._held) > 16 * window:
+            return max(0, 16 * self._options.window - waiting)
+        # HIGH reads further ahead: while it is being fetched, lower levels start
+        window = self._options.window * (4 if level is Priority.HIGH else 1)
+        if waiting > window // 2 or len(self._held) > 16 * self._options.window:
             return 0  # half a window at a time: a read for every single record would cost more than it brings
         return window - waiting
 
@@ -299,7 +300,9 @@ class Consumer:
             del self._held[(work.stream, work.entry)]
 
     def _check_pending(self, pending: set[tuple[str, bytes]]) -> None:
-        """Entries that are pending and not held, at two looks in a row, were delivered and never seen: look for them."""
+        """Entries that are pending and not held, at two looks in a row, were delivered and never seen: look for
+        them.
+        """
         unseen = {entry for entry in pending if entry not in self._held}
         if unseen & self._unseen:
             log.warning("%d pending entries were never seen by %s: looking for them", len(unseen), self.name)

@@ -256,7 +256,7 @@ class Sender:
             self._outbox.note_full(self.keys.inbox(str(recipient), priority), full=True)
             stream = self.keys.inbox(str(recipient), priority)
             raise QueueFull(
-                f"the {level} inbox of {recipient!r} ({stream}) is full; not stored. Is its consumer running?"
+                f"the {level} inbox of {recipient!r} ({stream}) is full; nothing was stored. Is it running?"
             )
         known = Known.parse(answer)
         if known.claim != (str(int(priority)), recipient, source or self.app):

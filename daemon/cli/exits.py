@@ -58,6 +58,8 @@ _CODES: Final = {
 
 def report(error: BaseException, *, as_json: bool) -> int:
     """Say in one line on the standard error what went wrong; the exit code for it."""
+    if isinstance(error, USAGE_ERROR) and not str(error).strip():
+        return Exit.USAGE  # nothing was asked for, and the help is printed already
     if isinstance(error, USAGE_ERROR):
         code, text, number = "usage", _usage_text(error), Exit.USAGE
     elif isinstance(error, Refused):

@@ -54,8 +54,9 @@ def read_entry(stream: Stream, entry: bytes, fields: Sequence[bytes], form: Comp
         problem = f"not a record: {error}"
     if record is not None and record.mono is not None:
         return Shown(stream, name, record, problem, record.mono, record.boot_id or BOOT_ID)
-    # The entry's id is wall-clock time at which the server stored it: good enough to show it among the others.
-    age = time.time_ns() - int(name.partition("-")[0]) * 1_000_000
+    # The entry's id is the wall clock's millisecond in which the server stored it: good enough to show it among the
+    # others, at the end of that millisecond, because those were stamped before they were stored.
+    age = time.time_ns() - (int(name.partition("-")[0]) + 1) * 1_000_000
     return Shown(stream, name, record, problem, boot_clock_ns() - age, BOOT_ID)
 
 

@@ -49,7 +49,7 @@ class Boots:
 
     marks: dict[str, list[tuple[StreamId, int]]] = field(default_factory=dict)
     offsets: dict[int, int] = field(default_factory=dict)
-    """Boot number -> stream id (as ns) minus boot clock, learned from records that have both."""
+    """Boot number -> stream id (as ns) minus boot clock: from the mark, then from records that have both."""
 
     @classmethod
     async def read(cls, source: Source) -> Boots:
@@ -60,7 +60,11 @@ class Boots:
         flat = await source.call("HGETALL", marks_key)
         for name, last in zip(flat[::2], flat[1::2], strict=True):
             number, _, stream = name.decode().partition("|")
-            boots.marks.setdefault(stream, []).append((parse_id(last.decode()), int(number)))
+            if stream:
+                boots.marks.setdefault(stream, []).append((parse_id(last.decode()), int(number)))
+            else:
+                appended, mono = parse_id(last.decode())
+                boots.offsets[int(number)] = appended * 1_000_000 - mono
         return boots
 
     def of(self, stream: str, entry: StreamId) -> int:
@@ -78,7 +82,7 @@ class Boots:
         if not self.numbers:
             return appended
         if mono is None:
-            return appended - self.offsets.get(boot, appended)
+            return appended - self.offsets.setdefault(boot, appended)
         self.offsets[boot] = appended - mono
         return mono
 
@@ -87,10 +91,11 @@ class Cursor:
     """One stream, read page by page."""
 
     def __init__(
-        self, source: Source, stream: Stream, boots: Boots, *, native: bool, first: StreamId, last: StreamId
+        self, source: Source, stream: Stream, boots: Boots, *, declared: str | None, first: StreamId, last: StreamId
     ) -> None:
         self.stream = stream
-        self._native = native
+        self.declared = declared
+        """The boot id in the form of a compact topic: the last writer's."""
         self._source = source
         self._boots = boots
         self._next = show_id(first)
@@ -100,6 +105,12 @@ class Cursor:
         self._count = FIRST_PAGE
         self._finished = False
         self._floor = (0, 0)
+
+    async def first_boot(self) -> str | None:
+        """The boot id of the first entry, where it says one."""
+        if not self._page:
+            await self._turn()
+        return _stamps(self._page[0][1])[0] if self._page else None
 
     async def next(self) -> Recorded | None:
         """The next entry, or None at the end."""
@@ -114,7 +125,11 @@ class Cursor:
         place = parse_id(name)
         boot = self._boots.of(self.stream.key, place)
         boot_id, mono, compact = _stamps(fields)
-        ours = self._native if compact else boot_id is not None and self._boots.numbers.get(boot_id) == boot
+        if compact:
+            # a compact topic of a program on another machine counts time by that machine's clock
+            ours = self.declared is None or self.declared in self._boots.numbers
+        else:
+            ours = boot_id is not None and self._boots.numbers.get(boot_id) == boot
         when = self._boots.time(boot, mono if ours else None, place)
         # a stream keeps its own order, whatever its producers stamped
         self._floor = max(self._floor, (boot, when))
@@ -136,12 +151,15 @@ class Cursor:
 class History:
     """The chosen streams of a recording, merged."""
 
-    def __init__(self, cursors: list[Cursor]) -> None:
+    def __init__(self, cursors: list[Cursor], boots: Boots) -> None:
         self._cursors = cursors
+        self._boots = boots
 
     async def records(self) -> AsyncIterator[Recorded]:
         """Every entry, oldest first. Raises OutcomeUnknown or ServerError."""
-        heads = [(cursor, await cursor.next()) for cursor in self._cursors]
+        # what was stamped here goes first: it tells how stream ids and the boot clock lie
+        firsts = {cursor: await cursor.first_boot() in self._boots.numbers for cursor in self._cursors}
+        heads = [(cursor, await cursor.next()) for cursor in sorted(firsts, key=lambda one: not firsts[one])]
         heap = [
             (head.boot, head.at, number, head, cursor)
             for number, (cursor, head) in enumerate(heads)
@@ -176,11 +194,14 @@ async def open_history(source: Source, *, streams: Sequence[str], start: Point, 
     boots = await Boots.read(source)
     cursors = []
     for stream in chosen:
-        # a compact topic of a program on another machine counts time by that machine's clock
-        declared = await source.call("HGET", source.keys.form(stream.name), "boot_id")
-        native = declared is None or declared.decode("ascii", "replace") in boots.numbers
-        cursors.append(Cursor(source, stream, boots, native=native, first=first, last=last))
-    return History(cursors)
+        form = await source.call("HGET", source.keys.form(stream.name), "boot_id")
+        declared = form.decode("ascii", "replace") if form else None
+        cursors.append(Cursor(source, stream, boots, declared=declared, first=first, last=last))
+    if not boots.numbers:
+        # nobody noted boots; where all streams begin in one, there was no other
+        begun = {await cursor.first_boot() or cursor.declared for cursor in cursors} - {None}
+        boots.numbers = {str(begun.pop()): 0} if len(begun) == 1 else {}
+    return History(cursors, boots)
 
 
 def short_name(stream: Stream, source: Source) -> str:

@@ -68,7 +68,7 @@ class ReplayReport:
         }
 
 
-async def replay(  # noqa: PLR0913  # one for each option of the command
+async def replay(  # one for each option of the command
     source: str | Path | None,
     *,
     into: Path | str,
@@ -105,7 +105,7 @@ async def replay(  # noqa: PLR0913  # one for each option of the command
             open_source(source, bus=bus, scratch=target_paths.root) as opened,
         ):
             history = await open_history(opened, streams=streams, start=first, end=last)
-            await target.prepare(opened, memory_mb=None if memory_mb else await _memory_for(opened))
+            target.memory_mb = memory_mb or await _memory_for(opened)
             player = _Player(opened, target, pace, progress)
             await player.play(history, skip_to=first.seconds, until=last.seconds if last.kind == "seconds" else None)
             return player.report(target_paths.root)
@@ -136,6 +136,8 @@ class _Player:
                 continue
             if until is not None and position > until:
                 break
+            if not self._records:
+                await self._target.prepare(self._source)
             if self._pace.must_wait(position):
                 await self._target.flush()
                 await self._pace.wait(position)

@@ -89,6 +89,9 @@ class Target:
     def __init__(self, connection: Connection, server: EmbeddedServer) -> None:
         self.url = server.url
         self.counts: Counter[str] = Counter()
+        self.memory_mb: int | None = None
+        """Another memory ceiling than the server was started with."""
+
         self._connection = connection
         self._server = server
         self._keys = Keys()
@@ -100,14 +103,14 @@ class Target:
         self._under_way: deque[asyncio.Future[Any]] = deque()
         self._forms: set[str] = set()
 
-    async def prepare(self, source: Source, *, memory_mb: int | None) -> None:
+    async def prepare(self, source: Source) -> None:
         """Become the bus of that name, so that tools and applications find it; take over what belongs to it as a whole.
 
-        ``memory_mb``: another memory ceiling than the server was started with.
+        Called with the first entry: a replay of nothing leaves nothing behind.
         """
         self._keys = source.keys
-        if memory_mb is not None:
-            await self._connection.call("CONFIG", "SET", "maxmemory", memory_mb << 20)
+        if self.memory_mb is not None:
+            await self._connection.call("CONFIG", "SET", "maxmemory", self.memory_mb << 20)
         for key in boot_keys(self._keys):
             flat = await source.call("HGETALL", key)
             if flat:

@@ -12,6 +12,7 @@ import resource
 import signal
 import time
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -190,7 +191,7 @@ class Daemon:
             "pid": os.getpid(),
             "uptime_s": (boot_clock_ns() - running.since) / 1e9 if running is not None else 0.0,
             "cpu_s": usage.ru_utime + usage.ru_stime,
-            "max_rss_kb": usage.ru_maxrss,
+            "rss_kb": _resident_kb(),
             "log_lines_dropped": self._report.dropped,
             "server": self._server.statistics() if self._server is not None else {"server": self._server_label},
             "parts": self._supervisor.describe() if self._supervisor is not None else {},
@@ -239,3 +240,9 @@ def _process_start() -> float:
     """When this process began (CLOCK_BOOTTIME seconds), its interpreter's own start included."""
     me = ProcessIdentity.of(os.getpid())
     return me.started / os.sysconf("SC_CLK_TCK") if me is not None else time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _resident_kb() -> int:
+    """Memory of this process now. (Not getrusage's: that remembers the peak of the process that started us.)"""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") // 1024

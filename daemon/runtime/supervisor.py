@@ -78,7 +78,7 @@ class Supervisor:
         self._tasks = tasks
         self._report = report
         self._stop_timeout = stop_timeout
-        self._stopping = False
+        self._stopping = asyncio.Event()
 
     def start(self, name: str, run: RunPart, *, stops: int) -> Kept:
         """Start a part; it is started again whenever it ends. ``stops``: the lower, the earlier it is stopped."""
@@ -88,7 +88,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Stop all parts one after the other, each within the time allowed."""
-        self._stopping = True
+        self._stopping.set()
         for kept in sorted(self.parts.values(), key=lambda part: part.stops):
             if kept.task is None or kept.task.done():
                 continue
@@ -110,11 +110,11 @@ class Supervisor:
     async def _keep(self, kept: Kept) -> None:
         failures = 0
         try:
-            while not self._stopping:
+            while not self._stopping.is_set():
                 started = time.monotonic()
                 try:
                     await kept.run(kept)
-                    if self._stopping:
+                    if self._stopping.is_set():
                         break
                     reason = "it ended by itself"
                 except Exception as error:  # whatever a part raises must not end the others

@@ -174,16 +174,8 @@ class ServerHandle:
         return f" (signal {signal.Signals(-code).name})" if code < 0 else f" (exit code {code})"
 
 
-MALLOC_TUNING: Final = {
-    "GLIBC_TUNABLES": ":".join(
-        (
-            "glibc.malloc.tcache_count=2000",
-            "glibc.malloc.tcache_max=1032",
-            "glibc.malloc.trim_threshold=67108864",
-            "glibc.malloc.top_pad=16777216",
-        )
-    )
-}
+_MALLOC: Final = ("tcache_count=2000", "tcache_max=1032", "trim_threshold=67108864", "top_pad=16777216")
+MALLOC_TUNING: Final = {"GLIBC_TUNABLES": ":".join(f"glibc.malloc.{setting}" for setting in _MALLOC)}
 """For servers built on the C library's allocator, as the bundled one is: scripts make and drop many small strings, and
 with larger per-thread caches the server spends less of its time in the allocator. Servers with jemalloc ignore it."""
 

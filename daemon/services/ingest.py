@@ -208,8 +208,10 @@ class Ingest:
                 log.error("raw record %s cannot be settled: %s", letter.entry.decode(), answers[position].decode())
                 continue
             self.counts["invalid" if letter.code == "INVALID_RECORD" else "refused"] += 1
-            log.warning("raw record %s is a dead letter: %s", letter.entry.decode(), letter.reason)
             self._settled(letter.entry)
+        # one line a batch: a flood of poison must not become a flood of log lines
+        first = letters[0]
+        log.warning("%d raw records are dead letters; %s: %s", len(letters), first.entry.decode(), first.reason)
         return []
 
     async def _deleted(self, entries: list[bytes]) -> list[_Letter]:

@@ -172,7 +172,8 @@ class Janitor:
     async def _note_boot(self, outbox: Outbox) -> None:
         streams = await find_streams(outbox, self._keys)
         boots, marks = boot_keys(self._keys)
-        self.boot = int(await outbox.run("boot", [boots, marks, *(one.key for one in streams)], [BOOT_ID, KEEP_BOOTS]))
+        keys = [boots, marks, *(one.key for one in streams)]
+        self.boot = int(await outbox.run("boot", keys, [BOOT_ID, KEEP_BOOTS, self._boot_clock()]))
 
     async def _pause(self) -> None:
         hurry = self.shedding.pressure > self.options.hurry_above

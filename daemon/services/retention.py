@@ -162,7 +162,7 @@ class Shedding:
             if stream is None or used <= target:
                 break
             length = await outbox.call("XLEN", stream.key)
-            part = min(1.0, (used - target) / max(1, sizes[stream]))
+            part = min(1.0, 1.25 * (used - target) / max(1, sizes[stream]))  # sizes are estimates
             count = min(MOST, max(200, int(length * part) + 1))
             taken = await self._retention.take(
                 outbox, stream, keep=max(floor, length - count), how=how, reason=reason, most=count, ignored=[]

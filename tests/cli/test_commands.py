@@ -289,6 +289,13 @@ def test_without_a_running_bus_every_command_says_so_with_exit_3(
     assert cli(*arguments, "--json").error["code"] == "no_running_bus"
 
 
+@pytest.mark.parametrize("arguments", [[], ["dead"], ["config"]])
+def test_nothing_asked_for_prints_the_help(arguments: list[str]) -> None:
+    answer = run_process(*arguments)
+    assert (answer.code, answer.err) == (2, "")
+    assert "Usage: petalbus" in answer.out
+
+
 def test_errors_are_one_json_object_with_json(shared: Daemon) -> None:
     answer = run_process("send", "a", "note", "{", "--json", "--data", str(shared.data))
     assert answer.code == 2

@@ -14,7 +14,7 @@ from petalbus.schemas.convert.exchange import wire
 
 from . import strategies as some
 
-FREELY = settings(max_examples=2500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FREELY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 unknown_members = st.dictionaries(
     some.text.filter(lambda name: name not in communication._DOCUMENTED)
