@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -55,17 +55,18 @@ class CompactForm:
     def from_hash(cls, stored: Mapping[bytes, bytes]) -> CompactForm:
         """Read a declaration; raises RecordInvalid when a field is missing or broken."""
         try:
-            text = {name.decode(): value.decode() for name, value in stored.items()}
-            names = orjson.loads(text.pop("names"))
-            return cls(names=names, **text)
-        except (TypeError, KeyError, ValueError) as error:
+            known = {name: stored[name.encode()].decode() for name in _CONSTANT if name.encode() in stored}
+            names = orjson.loads(stored[b"names"])
+            texts = {kind: str.__str__(end) for kind, end in names.items()}  # a TypeError for what is no text
+            return cls(names=texts, **known)
+        except (AttributeError, TypeError, KeyError, ValueError) as error:
             raise RecordInvalid("form", f"is not a compact topic's declaration: {error}") from None
 
     def decode(self, stream_id: str, fields: Sequence[bytes]) -> Record:
         """Expand one entry into a full record; its id is the topic and the stream id. Raises RecordInvalid."""
         values = dict(zip(fields[::2], fields[1::2], strict=False))
         try:
-            kind, mono, data = values[b"k"].decode(), int(values[b"m"]), values[b"d"]
+            kind, mono, data = values.pop(b"k").decode(), int(values.pop(b"m")), values.pop(b"d")
         except (KeyError, ValueError) as error:
             raise RecordInvalid(
                 "compact", f"entry {stream_id} of topic {self.topic!r} lacks or breaks {error}"
@@ -80,7 +81,12 @@ class CompactForm:
             "mono": mono,
             "stream_id": stream_id,
         }
+        if values:  # fields that a later version writes
+            record = {name.decode("utf-8", "backslashreplace"): value for name, value in values.items()} | record
         return Record.checked(record)
+
+
+_CONSTANT: Final = ("topic", "type_prefix", "source", "content_type", "boot_id")
 
 
 def is_compact(fields: Sequence[bytes]) -> bool:

@@ -10,6 +10,8 @@ from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.vocabulary import MAX_PAYLOAD_BYTES
 
 _LIMIT: Final = f"at most {MAX_PAYLOAD_BYTES} bytes"
+_ZSTD_WINDOW: Final = 8 * MAX_PAYLOAD_BYTES
+"""Most memory that a frame may ask for to unfold: what every zstd decoder is expected to give."""
 
 
 def compress(body: bytes, encoding: str) -> bytes:
@@ -25,20 +27,31 @@ def decompress(raw: bytes, encoding: str) -> bytes:
     """Undo ``compress``; bounded, so that a small record cannot unfold into gigabytes. Raises RecordInvalid."""
     try:
         if encoding == "zlib":
-            worker = zlib.decompressobj()
-            body = worker.decompress(raw, MAX_PAYLOAD_BYTES)
-            if worker.unconsumed_tail:
-                raise RecordInvalid("data", "unfolds to more than allowed", limit=_LIMIT)
-            return body
+            return _unzlib(raw)
         if encoding == "zstd":
-            with _zstandard().ZstdDecompressor().stream_reader(raw) as stream:
-                body = bytes(stream.read(MAX_PAYLOAD_BYTES + 1))
-            if len(body) > MAX_PAYLOAD_BYTES:
-                raise RecordInvalid("data", "unfolds to more than allowed", limit=_LIMIT)
-            return body
+            return _unzstd(raw)
     except (zlib.error, _zstd_error()) as error:
         raise RecordInvalid("data", f"is not {encoding} data: {error}") from None
     raise RecordInvalid("encoding", f"{encoding!r} is unknown", limit="zlib or zstd")
+
+
+def _unzlib(raw: bytes) -> bytes:
+    worker = zlib.decompressobj()
+    body = worker.decompress(raw, MAX_PAYLOAD_BYTES + 1)
+    if len(body) > MAX_PAYLOAD_BYTES:
+        raise RecordInvalid("data", "unfolds to more than allowed", limit=_LIMIT)
+    if not worker.eof or worker.unused_data:  # zlib itself does not mind a stream that was cut
+        raise RecordInvalid("data", "is cut or has something behind its end", limit="one whole zlib stream")
+    return body
+
+
+def _unzstd(raw: bytes) -> bytes:
+    module = _zstandard()
+    if module.frame_content_size(raw) > MAX_PAYLOAD_BYTES:  # what a frame says of itself would be allocated at once
+        raise RecordInvalid("data", "unfolds to more than allowed", limit=_LIMIT)
+    worker = module.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+    # a frame that does not tell its size gets no more than the limit; one that was cut is an error
+    return bytes(worker.decompress(raw, max_output_size=MAX_PAYLOAD_BYTES, allow_extra_data=False))
 
 
 def _zstandard() -> Any:

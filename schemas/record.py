@@ -17,12 +17,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from petalbus.schemas.compression import decompress
 from petalbus.schemas.errors import RecordInvalid
-from petalbus.schemas.stamps import BOOT_ID
+from petalbus.schemas.stamps import BOOT_ID, short_boot_id
 from petalbus.schemas.vocabulary import (
     APP_PATTERN,
     ID_PATTERN,
+    MAX_FIELD_NAME_BYTES,
     MAX_FIELDS,
     MAX_PAYLOAD_BYTES,
+    MAX_STAMP,
+    MAX_UNKNOWN_BYTES,
     TYPE_PATTERN,
     Priority,
     ReplyKind,
@@ -58,10 +61,10 @@ class Record(BaseModel):
     reply_to: Annotated[str, Field(pattern=ID_PATTERN)] | None = None
     kind: ReplyKind | None = None
     wants_reply: bool = False
-    deadline: Annotated[int, Field(ge=0)] | None = None
-    time: Annotated[int, Field(ge=0)] | None = None
+    deadline: Annotated[int, Field(ge=0, le=MAX_STAMP)] | None = None
+    time: Annotated[int, Field(ge=0, le=MAX_STAMP)] | None = None
     boot_id: Annotated[str, Field(max_length=36)] | None = None
-    mono: Annotated[int, Field(ge=0)] | None = None
+    mono: Annotated[int, Field(ge=0, le=MAX_STAMP)] | None = None
     key: Annotated[str, Field(max_length=128)] | None = None
     content_type: Annotated[str, Field(max_length=128)] | None = None
     encoding: Annotated[str, Field(max_length=16)] | None = None
@@ -104,7 +107,9 @@ class Record(BaseModel):
         """
         if self.deadline is None:
             return False
-        return self.boot_id != BOOT_ID or now_ns >= self.deadline
+        if self.boot_id != BOOT_ID and (self.boot_id is None or short_boot_id(self.boot_id) != BOOT_ID):
+            return True  # a program in another language may write the kernel's full boot id: the same boot
+        return now_ns >= self.deadline
 
     def to_fields(self) -> list[bytes]:
         """The flat list ``name, value, name, value`` for XADD; None and defaults are left out."""
@@ -127,7 +132,9 @@ class Record(BaseModel):
         shape = _FIELD_NAMES.get(names)
         if shape is None:
             shape = _remember_shape(names)
-        values: dict[str, Any] = dict(zip(shape, fields[1::2], strict=False))
+        if len(fields) % 2:
+            raise RecordInvalid("record", f"has {len(fields)} names and values", limit="a value for each name")
+        values: dict[str, Any] = dict(zip(shape, fields[1::2], strict=True))
         values["stream_id"] = stream_id
         # pydantic takes bytes for text and numbers, but not for an enumeration
         priority = values.get("priority")
@@ -147,6 +154,8 @@ class Record(BaseModel):
             raise invalid(error) from None
         if len(record.raw) > MAX_PAYLOAD_BYTES:
             raise RecordInvalid("data", f"has {len(record.raw)} bytes", limit=_PAYLOAD_LIMIT)
+        if record.__pydantic_extra__:
+            _check_unknown(record.__pydantic_extra__)
         return record
 
 
@@ -154,6 +163,13 @@ _REQUIRED: Final = object()
 _WIRE_NAMES: Final = {
     name: (field.alias or name).encode() for name, field in Record.model_fields.items() if name != "stream_id"
 }
+_RESERVED: Final = {
+    "stream_id": "is set by the bus and cannot be written",
+    "raw": "is not a field of a record; the payload is data",
+    "schema_version": "is not a field of a record; the version is schema",
+}
+"""Names that the model would take for its own attributes."""
+
 _DEFAULTS: Final = {
     name: field.default
     for name, field in Record.model_fields.items()
@@ -169,10 +185,27 @@ def _wire(value: object) -> bytes:
     return str(int(value) if isinstance(value, Priority) else value).encode()
 
 
+def _check_unknown(extra: dict[str, Any]) -> None:
+    total = 0
+    for name, value in extra.items():
+        total += len(name) + (len(value) if isinstance(value, bytes | str) else 0)
+        if total > MAX_UNKNOWN_BYTES:
+            limit = f"at most {MAX_UNKNOWN_BYTES} bytes of unknown fields"
+            raise RecordInvalid(name[:MAX_FIELD_NAME_BYTES], "makes the record too large", limit=limit)
+
+
 def _remember_shape(names: tuple[bytes, ...]) -> tuple[str, ...]:
-    shape = tuple(name.decode("utf-8", "backslashreplace") for name in names)
-    if "stream_id" in shape:
-        raise RecordInvalid("stream_id", "is set by the bus and cannot be written")
+    try:
+        shape = tuple(name.decode() for name in names)
+    except UnicodeDecodeError as error:
+        raise RecordInvalid(repr(error.object)[:99], "is no field name", limit="UTF-8") from None
+    for name in shape:
+        if len(name) > MAX_FIELD_NAME_BYTES:
+            raise RecordInvalid(name[:40] + "...", "is too long a name", limit=f"at most {MAX_FIELD_NAME_BYTES} bytes")
+        if name in _RESERVED:
+            raise RecordInvalid(name, _RESERVED[name])
+        if shape.count(name) > 1:
+            raise RecordInvalid(name, "is there more than once", limit="each field once")
     if len(_FIELD_NAMES) < _MAX_CACHED_SHAPES:
         _FIELD_NAMES[names] = shape
     return shape
@@ -184,6 +217,7 @@ def invalid(error: ValidationError, *, under: str = "") -> RecordInvalid:
     path = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
     field = f"{under}.{path}" if under and path else (under or path or "record")
     context = first.get("ctx") or {}
-    limit = ", ".join(f"{name} {value}" for name, value in context.items() if name != "error") or None
+    named = (value if name == "expected" else f"{name} {value}" for name, value in context.items() if name != "error")
+    limit = ", ".join(named) or None
     problem = "is missing" if first["type"] == "missing" else first["msg"][0].lower() + first["msg"][1:]
     return RecordInvalid(field, problem, limit=limit)

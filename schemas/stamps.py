@@ -18,7 +18,12 @@ def _read_boot_id() -> str:
         text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     except OSError:
         text = os.urandom(16).hex()
-    return text.strip().replace("-", "")[:12]
+    return short_boot_id(text.strip())
+
+
+def short_boot_id(text: str) -> str:
+    """The first 12 hex digits of a boot id, which is all that a record needs; also of the kernel's full form."""
+    return text.replace("-", "")[:12].lower()
 
 
 BOOT_ID: Final = _read_boot_id()

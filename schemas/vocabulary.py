@@ -12,6 +12,13 @@ MAX_PAYLOAD_BYTES: Final = 1024 * 1024
 MAX_FIELDS: Final = 256
 """Most fields of one record, unknown ones included."""
 
+MAX_UNKNOWN_BYTES: Final = 64 * 1024
+"""Most bytes of names and values that a reader keeps without knowing them."""
+
+MAX_FIELD_NAME_BYTES: Final = 128
+MAX_STAMP: Final = 2**63 - 1
+"""Largest time on the wire: nanoseconds in a signed 64-bit integer, as every language has it."""
+
 MAX_ID_CHARS: Final = 128
 MAX_TYPE_CHARS: Final = 128
 MAX_NAME_CHARS: Final = 64

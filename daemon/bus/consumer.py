@@ -115,11 +115,12 @@ class Consumer:
             for index in range(self._options.workers):
                 self._start_worker(str(index), critical_only=False)
             self._start_worker("critical", critical_only=True)
-            for reader in self._readers:
-                reader.lane.start()
             self.reaper.start()
             self._outbox.on_reconnect.append(self._redrain)
-        await asyncio.gather(*(reader.lane.wait_live(self._options.connect_timeout) for reader in self._readers))
+        for reader in self._readers:  # one after the other: the urgent levels have a head start on the bulk
+            if not reader.lane.started:
+                reader.lane.start()
+            await reader.lane.wait_live(self._options.connect_timeout)
 
     def _start_worker(self, name: str, *, critical_only: bool) -> None:
         task = asyncio.create_task(self._work(critical_only=critical_only), name=f"petalbus-worker-{self.app}-{name}")

@@ -41,7 +41,7 @@ def bulk(value: bytes) -> bytes:
 
 def checked_type(value: str) -> str:
     """Return ``value`` when it is a record type; raises RecordInvalid."""
-    if not TYPE_RULE.match(value):
+    if not TYPE_RULE.fullmatch(value):
         rule = f"1 to {MAX_TYPE_CHARS} letters, digits or _ . - /"
         raise RecordInvalid("type", f"{value!r} is not a record type", limit=rule)
     return value
@@ -49,7 +49,7 @@ def checked_type(value: str) -> str:
 
 def checked_id(value: str) -> str:
     """Return ``value`` when it is a message id; raises RecordInvalid."""
-    if not ID_RULE.match(value):
+    if not ID_RULE.fullmatch(value):
         raise RecordInvalid(
             "id", f"{value!r} is not a message id", limit=f"1 to {MAX_ID_CHARS} visible ASCII characters"
         )

@@ -12,7 +12,7 @@ GROUP = "inbox"
 
 def checked_name(value: str, *, what: str) -> str:
     """Return ``value`` when it may be part of a key; raises RecordInvalid naming ``what``."""
-    if not APP_RULE.match(value):
+    if not APP_RULE.fullmatch(value):
         rule = f"1 to {MAX_NAME_CHARS} letters, digits or _ . - @ /, beginning with a letter or digit"
         raise RecordInvalid(what, f"{value!r} is not a name", limit=rule)
     return value

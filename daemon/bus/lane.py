@@ -81,7 +81,7 @@ class Lane:
     ) -> None:
         self.name = name
         self.state = LaneState.WAITING
-        self.connection: Connection | None = None
+        self._connection: Connection | None = None
         self.client_id = 0
         self.connects = 0
         self.last_error: Exception | None = None
@@ -98,6 +98,12 @@ class Lane:
     def start(self) -> None:
         """Begin connecting in the background."""
         self._task = asyncio.create_task(self._run(), name=f"petalbus-lane-{self.name}")
+
+    @property
+    def connection(self) -> Connection | None:
+        """The live connection; None as soon as it is lost, also while nobody has come round to noticing."""
+        connection = self._connection
+        return None if connection is None or connection.broken else connection
 
     @property
     def closing(self) -> bool:
@@ -120,6 +126,7 @@ class Lane:
                 return connection
             if isinstance(self.last_error, ServerRefused):
                 raise self.last_error
+            self._live.clear()
             left = end - time.monotonic()
             if left <= 0 or self.state is LaneState.CLOSED:
                 reason = self.last_error or f"still {self.state}"
@@ -192,7 +199,7 @@ class Lane:
     def _go_live(self, connection: Connection) -> None:
         if connection.closed.done():
             return
-        self.connection = connection
+        self._connection = connection
         self.connects += 1
         self.state = LaneState.LIVE
         self.last_error = None
@@ -202,7 +209,7 @@ class Lane:
             self._on_live(connection)
 
     def _lose(self) -> None:
-        self.connection = None
+        self._connection = None
         self._live.clear()
         if self._on_lost is not None and self.state is not LaneState.CLOSED:
             self._on_lost()

@@ -23,6 +23,10 @@ from petalbus.schemas.vocabulary import Priority
 log = logging.getLogger("petalbus.bus")
 
 
+MAX_READ = 64
+"""Records of one level in one read: taking them over keeps the event loop busy, and an urgent one waits for that."""
+
+
 class Delivery(Protocol):
     """Takes one entry. ``fields`` None: it was trimmed away. ``found``: it may have been delivered before."""
 
@@ -147,7 +151,7 @@ class Reader:
         self._shape = (upper_room, lower_room, consumer)
         if levels:
             streams = [self._streams[level] for level in levels]
-            count = min(rooms[level] for level in levels)
+            count = min(MAX_READ, *(rooms[level] for level in levels))
             head = ("XREADGROUP", "GROUP", GROUP, consumer, "COUNT", count, "BLOCK", self._block, "STREAMS")
             self._request = pack((*head, *streams, *(">" for _ in streams)))
 

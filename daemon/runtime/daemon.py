@@ -85,10 +85,9 @@ class Daemon:
                     await self._start(stack, tasks)
                     await self._stop.wait()
             except asyncio.CancelledError:
-                if not self._signalled:
+                if self._starting is None or not self._stop.is_set():
                     raise
-                assert self._starting is not None, "only a start is ended by cancelling it"
-                self._starting.uncancel()
+                self._starting.uncancel()  # it was us: only a start is ended by cancelling it
             except Exception as error:  # noqa: BLE001  # raised again below, not wrapped into the group's own
                 self._failure = self._failure or error
             left = self._supervisor.abandoned() if self._supervisor is not None else []

@@ -12,12 +12,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from petalbus.daemon.bus.envelope import claim_of
 from petalbus.daemon.bus.keys import Keys, checked_name
 from petalbus.schemas.errors import RecordInvalid
-from petalbus.schemas.payloads import PAYLOADS, validate_payload
+from petalbus.schemas.payloads import PAYLOADS, default_priority, validate_payload
 from petalbus.schemas.record import JSON_TYPE, Record
 from petalbus.schemas.stamps import BOOT_ID, boot_clock_ns
 from petalbus.schemas.vocabulary import MAX_PAYLOAD_BYTES, Priority, ReplyKind
@@ -61,7 +61,9 @@ def admit(fields: list[bytes], keys: Keys) -> Admission:
     """Check, stamp and route one raw entry. Raises RecordInvalid naming the field and the limit."""
     _check_form(fields)
     record = Record.from_fields(fields)
-    _check_payload(record)
+    value = _check_payload(record)
+    if b"priority" not in fields[::2]:
+        record.priority = default_priority(record.type, value)
     _stamp(record)
     if record.reply_to is not None or record.kind is not None:
         return _route_reply(record, keys)
@@ -91,15 +93,16 @@ def _check_form(fields: list[bytes]) -> None:
         raise RecordInvalid("record", f"has {beside} bytes beside its data", limit=f"at most {MAX_BESIDE_BYTES} bytes")
 
 
-def _check_payload(record: Record) -> None:
+def _check_payload(record: Record) -> Any:
+    """The payload's value, where it is JSON."""
     if record.content_type is None or record.content_type == JSON_TYPE:
-        validate_payload(record.type, record.body)
-        return
+        return validate_payload(record.type, record.body)
     if record.type in PAYLOADS:
         problem = f"is {record.content_type!r} but payloads of type {record.type!r} are JSON"
         raise RecordInvalid("content_type", problem, limit=JSON_TYPE)
     if record.encoding is not None and len(record.body) > MAX_PAYLOAD_BYTES:
         raise RecordInvalid("data", f"has {len(record.body)} bytes", limit=f"at most {MAX_PAYLOAD_BYTES} bytes")
+    return None
 
 
 def _stamp(record: Record) -> None:

@@ -353,14 +353,18 @@ async def test_higher_levels_go_first_and_low_gets_its_turn(clients: Clients) ->
     """I4: a backlog on every level: CRITICAL, then HIGH before NORMAL before LOW; LOW has at least 5 % of the starts."""
     app, gcs = clients.make("app", workers=1), await clients.open("gcs")
     starts: list[Priority] = []
+    gate = asyncio.Event()
 
     @app.on("n", concurrency=None)
     async def handle(record: Record) -> None:
+        await gate.wait()  # until every level is read
         starts.append(record.priority)
 
     for level in (Priority.LOW, Priority.NORMAL, Priority.HIGH, Priority.CRITICAL):
         await asyncio.gather(*(gcs.send("app", "n", {}, priority=level) for _ in range(400)))
     await app.start()
+    await until(lambda: all(app.statistics()["consumer"]["waiting"].values()), "every level is read")
+    gate.set()
     await until(lambda: len(starts) == 1600, "all are handled")
     last_high = max(index for index, level in enumerate(starts) if level is Priority.HIGH)
     under_load = Counter(level for level in starts[: last_high + 1] if level is not Priority.CRITICAL)

@@ -203,6 +203,20 @@ def test_a_killed_server_is_started_again_and_the_bus_goes_on(buses: Buses, cli_
     assert daemon.stop() == 0
 
 
+def test_a_server_that_keeps_dying_ends_the_daemon_and_says_so(buses: Buses) -> None:
+    daemon = buses.up()
+    server = daemon.ready()["server_pid"]
+    for _ in range(6):
+        os.kill(server, signal.SIGKILL)
+        server = daemon.event("server_restarted")["server_pid"]
+    os.kill(server, signal.SIGKILL)
+    assert daemon.wait(timeout=40) == 1
+    error = daemon.log[-1]["error"]
+    assert error["code"] == "server_crash_loop"
+    assert "server.log" in error["message"]
+    nothing_left(daemon.data)
+
+
 def test_a_part_that_dies_is_shown_and_started_again_and_the_bus_goes_on(
     buses: Buses, cli_on: Callable[[Path], Cli]
 ) -> None:

@@ -106,6 +106,22 @@ def test_every_record_has_one_destination(fields: dict[str, Any], what: str, str
     assert (admission.what, admission.stream) == (what, stream)
 
 
+@pytest.mark.parametrize(
+    ("fields", "priority"),
+    [
+        ({"type": "command", "data": '{"command":"arm"}'}, 2),
+        ({"type": "command", "data": '{"command":"emergency_stop"}'}, 4),
+        ({"type": "command", "data": '{"command":"emergency_stop"}', "priority": "1"}, 1),
+        ({"type": "emergency_command", "data": '{"action":"land_immediately"}'}, 4),
+        ({"type": "note", "data": "x", "content_type": "text/plain"}, 2),
+    ],
+)
+def test_what_stops_an_aircraft_is_critical_unless_it_says_otherwise(fields: dict[str, Any], priority: int) -> None:
+    """S-101, S-108: as for clients of the library."""
+    admission = admit(flat({**GOOD, "recipient": "vehicle", **fields}), KEYS)
+    assert admission.stream == KEYS.inbox("vehicle", priority)
+
+
 def test_unknown_fields_and_raw_bytes_survive() -> None:
     body = bytes(range(256))
     fields = flat(

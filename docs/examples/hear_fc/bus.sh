@@ -24,22 +24,21 @@ add() {
     bus XADD "$BUS:ingest" '*' source "$APP" "$@" >/dev/null
 }
 
-# Read the answer of XREAD or XREADGROUP and call: FUNCTION STREAM ENTRY, with the record's fields in the array F.
+# Take the answer of XREAD or XREADGROUP apart and call, for each entry: FUNCTION STREAM ENTRY, with the record's fields in F.
+# (A value is one line here: JSON as PetalBus writes it is.)
 declare -A F
-each_entry() {
+each_entry() { # FUNCTION ANSWER
     local function=$1 stream= entry= name value
     F=()
     while IFS= read -r name; do
-        if [[ $name == "$BUS:"* ]]; then
-            [[ -z $entry ]] || "$function" "$stream" "$entry"
-            stream=$name entry= F=()
-        elif [[ $name =~ ^[0-9]+-[0-9]+$ ]]; then
-            [[ -z $entry ]] || "$function" "$stream" "$entry"
-            entry=$name F=()
+        if [[ $name == "$BUS:"* || $name =~ ^[0-9]+-[0-9]+$ ]]; then
+            if [[ -n $entry ]]; then "$function" "$stream" "$entry"; fi
+            entry= F=()
+            if [[ $name == "$BUS:"* ]]; then stream=$name; else entry=$name; fi
         elif [[ -n $name ]]; then
-            IFS= read -r value
+            IFS= read -r value || true
             F[$name]=$value
         fi
-    done
-    [[ -z $entry ]] || "$function" "$stream" "$entry"
+    done <<<"$2"
+    if [[ -n $entry ]]; then "$function" "$stream" "$entry"; fi
 }

@@ -27,7 +27,8 @@ while [[ $kind != @(result|error|cancelled) ]]; do
         echo "no reply from $recipient within $seconds s" >&2
         exit 2
     fi
-    each_entry take < <(bus XREAD COUNT 1 BLOCK 1000 STREAMS "$QUEUE:replies" "$last")
+    answer=$(bus XREAD COUNT 1 BLOCK 1000 STREAMS "$QUEUE:replies" "$last")
+    each_entry take "$answer"
 done
 echo "$reply"
 [[ $kind == result ]]

@@ -9,9 +9,9 @@ for inbox in "${inboxes[@]}"; do
     bus XGROUP CREATE "$inbox" inbox 0 MKSTREAM >/dev/null 2>&1 || true # it exists already
 done
 
-reply() { # kind, data
+reply() { # KIND DATA
     # The id is made from the message's: a repetition after a crash is the same reply, and is stored once.
-    add id "response_${F[id]}" type "${F[type]}_response" recipient "${F[source]}" reply_to "${F[id]}" kind "$1" data "$2"
+    add id "$1_${F[id]}" type "${F[type]}_response" recipient "${F[source]}" reply_to "${F[id]}" kind "$1" data "$2"
 }
 
 boot_clock() { # nanoseconds since the machine was started
@@ -41,8 +41,10 @@ handle() {
 }
 
 # After a start: what was read before and not answered comes first, once more. Then what is new.
-each_entry handle < <(bus XREADGROUP GROUP inbox main STREAMS "${inboxes[@]}" 0 0 0 0)
+answer=$(bus XREADGROUP GROUP inbox main STREAMS "${inboxes[@]}" 0 0 0 0)
+each_entry handle "$answer"
 while ((left != 0)); do
     # COUNT 1: at most one message of each level is in our hands, the most urgent first.
-    each_entry handle < <(bus XREADGROUP GROUP inbox main COUNT 1 BLOCK 1000 STREAMS "${inboxes[@]}" '>' '>' '>' '>')
+    answer=$(bus XREADGROUP GROUP inbox main COUNT 1 BLOCK 1000 STREAMS "${inboxes[@]}" '>' '>' '>' '>')
+    each_entry handle "$answer"
 done
