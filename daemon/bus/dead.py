@@ -15,6 +15,10 @@ from petalbus.schemas.record import Record
 NOTES: Final = (b"dead_reason", b"dead_detail", b"dead_attempts", b"dead_stream", b"dead_entry")
 
 
+INGEST: Final = "ingest"
+"""The owner of raw records that could not be adopted; put back, they are adopted anew."""
+
+
 class NoSuchDeadLetter(BusError):
     """There is no dead letter of that id (any more)."""
 
@@ -75,17 +79,17 @@ class DeadLetters:
             found |= {name.decode()[len(prefix) :] for name in names}
             if cursor == b"0":
                 break
-        return [app for app in sorted(found) if await self._outbox.call("XLEN", self._keys.dead(app))]
+        return [app for app in sorted(found) if await self._outbox.ask("XLEN", self._keys.dead(app))]
 
     async def list(self, app: str, *, count: int = 100, after: str | None = None) -> list[DeadLetter]:
         """Up to ``count`` dead letters of an application, oldest first, after the entry given."""
         start = f"({after}" if after else "-"
-        rows = await self._outbox.call("XRANGE", self._keys.dead(app), start, "+", "COUNT", count)
+        rows = await self._outbox.ask("XRANGE", self._keys.dead(app), start, "+", "COUNT", count)
         return [_letter(app, entry, fields) for entry, fields in rows]
 
     async def show(self, app: str, entry: str) -> DeadLetter:
         """One dead letter. Raises NoSuchDeadLetter."""
-        rows = await self._outbox.call("XRANGE", self._keys.dead(app), _checked(app, entry), entry)
+        rows = await self._outbox.ask("XRANGE", self._keys.dead(app), _checked(app, entry), entry)
         if not rows:
             raise NoSuchDeadLetter(f"app {app!r} has no dead letter {entry!r}")
         return _letter(app, rows[0][0], rows[0][1])
@@ -97,9 +101,13 @@ class DeadLetters:
         """
         letter = await self.show(app, entry)
         record = edited(letter, data=data, type=type)
+        if app == INGEST and letter.stream == self._keys.ingest:
+            return await self._move(app, entry, self._keys.ingest, record, claim=b"")
         recipient = record.recipient or app
         stream = self._keys.inbox(recipient, record.priority)
-        claim = claim_of(record.priority, recipient, record.source)
+        return await self._move(app, entry, stream, record, claim=claim_of(record.priority, recipient, record.source))
+
+    async def _move(self, app: str, entry: str, stream: str, record: Record, *, claim: bytes) -> str:
         keys = [self._keys.dead(app), stream, self._keys.ids]
         answer = await self._outbox.run("requeue", keys, [entry, record.id, claim, *record.to_fields()])
         if not answer:

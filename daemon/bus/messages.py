@@ -64,8 +64,8 @@ class Messages:
 
     async def known(self, message_id: str) -> Known | None:
         """What the bus remembers of a message, or None when it does not know the id (any more)."""
-        value = await self._outbox.call("HGET", self._keys.ids, message_id)
-        value = value or await self._outbox.call("HGET", self._keys.ids_before, message_id)
+        value = await self._outbox.ask("HGET", self._keys.ids, message_id)
+        value = value or await self._outbox.ask("HGET", self._keys.ids_before, message_id)
         return Known.parse(value) if value else None
 
     async def status(self, message_id: str) -> Status:
@@ -78,7 +78,7 @@ class Messages:
         stream = self._keys.inbox(known.recipient, int(known.priority))
         if await self._delivered(stream, known.entry):
             return Status.DELIVERED
-        rows = await self._outbox.call("XRANGE", stream, known.entry, known.entry)
+        rows = await self._outbox.ask("XRANGE", stream, known.entry, known.entry)
         if rows and Record.from_fields(rows[0][1]).expired(boot_clock_ns()):
             return Status.TIMEOUT  # it waits for a consumer that will only find it too late
         return Status.PENDING
@@ -119,7 +119,7 @@ class Messages:
         text = f"no reply from {recipient!r} within {timeout:g} s"
         try:
             status = await self.status(message_id)
-            presence = await self._outbox.call("HGET", self._keys.status(recipient), "status")
+            presence = await self._outbox.ask("HGET", self._keys.status(recipient), "status")
         except (BusError, ServerError) as error:
             return f"{text}; the bus cannot be asked why ({error})"
         if presence is None:
@@ -135,7 +135,7 @@ class Messages:
 
     async def _delivered(self, stream: str, entry: str) -> bool:
         try:
-            groups = await self._outbox.call("XINFO", "GROUPS", stream)
+            groups = await self._outbox.ask("XINFO", "GROUPS", stream)
         except ServerError:
             return False  # the stream is gone, or was never made
         for row in groups:

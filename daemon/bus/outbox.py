@@ -8,6 +8,7 @@ live again. A plain command or XADD is never repeated: it fails with OutcomeUnkn
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import time
@@ -17,7 +18,7 @@ from typing import Any
 
 from petalbus.daemon.bus.connection import Connection, ServerError, pack, settle
 from petalbus.daemon.bus.envelope import bulk
-from petalbus.daemon.bus.errors import BusFull, BusUnavailable, OutcomeUnknown
+from petalbus.daemon.bus.errors import BusError, BusFull, BusUnavailable, OutcomeUnknown
 from petalbus.daemon.bus.keys import Keys
 from petalbus.daemon.bus.lane import RESTART_ERRORS, Lane
 from petalbus.daemon.bus.options import BusOptions
@@ -36,7 +37,7 @@ MAX_UNWRITTEN = 32 * 1024 * 1024
 class Job:
     """A request that may be repeated, until it is answered or out of time."""
 
-    __slots__ = ("beside", "born", "done", "outbox", "packed")
+    __slots__ = ("beside", "born", "done", "number", "outbox", "packed")
 
     def __init__(
         self, outbox: Outbox, packed: bytes, done: Callable[[Any], None], *, beside: bool = False, lasting: bool = False
@@ -45,6 +46,7 @@ class Job:
         self.packed = packed
         self.done = done
         self.beside = beside
+        self.number = outbox.next_number()
         self.born = math.inf if lasting else time.monotonic()
 
     def __call__(self, reply: Any) -> None:
@@ -117,9 +119,11 @@ class Outbox:
         self._options = options
         self._batches: dict[str, Batch] = {}
         self._again: deque[Job] = deque()
+        self.next_number = itertools.count().__next__
         self._expiry: asyncio.TimerHandle | None = None
         self._tick: list[Callable[[], None]] = []
         self._beside = False
+        self._adding: set[asyncio.Task[None]] = set()
         self.repeated = 0
         self.on_reconnect: list[Callable[[], None]] = []
         sha = load("append").sha.encode()
@@ -199,14 +203,24 @@ class Outbox:
             and not self._beside
         )
 
-    async def add(self, packed: bytes) -> bytes:
-        """One packed XADD, never repeated. Raises OutcomeUnknown, BusFull or BusUnavailable."""
+    def add(self, packed: bytes) -> asyncio.Future[bytes]:
+        """One packed XADD, never repeated. The future raises OutcomeUnknown, BusFull or BusUnavailable."""
+        future: asyncio.Future[bytes] = self._loop.create_future()
         connection = self.lane.connection
         if connection is None:
+            self._adding.add(task := self._loop.create_task(self._add_later(packed, future), name="petalbus-add"))
+            task.add_done_callback(self._adding.discard)
+        else:
+            connection.send(packed, Once(future))
+        return future
+
+    async def _add_later(self, packed: bytes, future: asyncio.Future[bytes]) -> None:
+        try:
             connection = await self.lane.wait_live(self._options.send_timeout)
-        future: asyncio.Future[bytes] = self._loop.create_future()
-        connection.send(packed, Once(future))
-        return await future
+        except BusError as error:
+            settle(future, error)
+        else:
+            connection.send(packed, Once(future))
 
     @property
     def any_full(self) -> bool:
@@ -237,6 +251,15 @@ class Outbox:
         """Run an idempotent script and wait for its reply."""
         future: asyncio.Future[Any] = self._loop.create_future()
         self.script(name, keys, args, lambda reply: settle(future, reply))
+        return await future
+
+    async def ask(self, *args: bytes | str | float) -> Any:
+        """Run one plain command that may run twice (it reads, or repeating it changes nothing): repeated until answered.
+
+        Raises ServerError, or OutcomeUnknown when the time allowed is over.
+        """
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self.submit(pack(args), lambda reply: settle(future, reply))
         return await future
 
     async def call(self, *args: bytes | str | float) -> Any:
@@ -340,7 +363,8 @@ class Outbox:
                 action()
 
     def _send_again(self, connection: Connection) -> None:
-        again, self._again = self._again, deque()
+        # Between an error reply and the end of its connection newer requests queue up before older ones have failed.
+        again, self._again = sorted(self._again, key=_number), deque()
         for job in again:
             connection.send(job.packed, job)
 
@@ -367,6 +391,10 @@ class Outbox:
         await self.lane.close()
         while self._again:
             self._again.popleft().done(OutcomeUnknown("the bus client was closed before the answer came"))
+
+
+def _number(job: Job) -> int:
+    return job.number
 
 
 def translated(error: ServerError) -> Exception:

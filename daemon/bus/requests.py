@@ -123,8 +123,8 @@ class ReplyLane:
 
     async def find(self, message_id: str) -> Record | None:
         """The final reply to a message that was settled earlier, if it is still kept."""
-        known = await self._outbox.call("HGET", self._keys.ids, message_id)
-        known = known or await self._outbox.call("HGET", self._keys.ids_before, message_id)
+        known = await self._outbox.ask("HGET", self._keys.ids, message_id)
+        known = known or await self._outbox.ask("HGET", self._keys.ids_before, message_id)
         return await self.final_reply(known) if known else None
 
     async def final_reply(self, known: bytes) -> Record | None:
@@ -132,7 +132,7 @@ class ReplyLane:
         reply_id = known.rsplit(b"|", 1)[1] if known.count(b"|") == 4 else b""
         if not reply_id:
             return None
-        rows = await self._outbox.call("XRANGE", self._replies, reply_id, reply_id)
+        rows = await self._outbox.ask("XRANGE", self._replies, reply_id, reply_id)
         return Record.from_fields(rows[0][1], stream_id=reply_id.decode()) if rows else None
 
     def take(self, record: Record) -> None:

@@ -197,12 +197,12 @@ class Runner:
         """For a redelivery: settle what must not run again; True when that is so."""
         known = work.known
         if known is None:
-            known = await self._outbox.call("HGET", self._keys.ids, record.id)
-            known = known or await self._outbox.call("HGET", self._keys.ids_before, record.id) or b""
+            known = await self._outbox.ask("HGET", self._keys.ids, record.id)
+            known = known or await self._outbox.ask("HGET", self._keys.ids_before, record.id) or b""
         state = known[:1]
         handler = self._registry.find(record.type)
         if state in SETTLED:
-            await self._outbox.call("XACK", work.stream, GROUP, work.entry)
+            await self._outbox.ask("XACK", work.stream, GROUP, work.entry)
             self._dropped(work)
         elif state == PROCESSING and handler is not None and handler.redelivery == "report":
             text = "the consumer died while it worked on this; whether it took effect is unknown, it is not run again"

@@ -25,6 +25,7 @@ from petalbus.schemas.vocabulary import Priority
 _MAX_ROUTES = 4096
 _MANY_IN_FLIGHT = 64
 _CONGESTION_LOOK = 0.005
+_FIRST = False  # a receipt's ``duplicate``
 
 
 class Receipt(NamedTuple):
@@ -184,7 +185,7 @@ class Sender:
         finally:
             self._in_flight -= 1
             self._room.set()
-        return Receipt(answer.decode(), message_id, duplicate=False, durability=self.options.durability)
+        return Receipt(answer.decode(), message_id, _FIRST, self.options.durability)
 
     async def publish_compact(self, form: CompactForm, entries: Iterable[CompactEntry]) -> list[str]:
         """Append entries to a compact topic in one write; returns their stream ids. Errors as ``publish``."""
@@ -250,7 +251,7 @@ class Sender:
         if answer[:1].isdigit():
             if self._outbox.any_full:
                 self._outbox.note_full(self.keys.inbox(str(recipient), priority), full=False)
-            return Receipt(answer.decode(), message_id, duplicate=False, durability=self.options.durability)
+            return Receipt(answer.decode(), message_id, _FIRST, self.options.durability)
         if answer == b"!":
             level = Priority(priority).name
             self._outbox.note_full(self.keys.inbox(str(recipient), priority), full=True)

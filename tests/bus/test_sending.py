@@ -208,7 +208,7 @@ async def test_above_the_memory_ceiling_nothing_is_stored(own_clients: Clients, 
     """I5: BusFull says that nothing was stored, and that is true; a repetition of a stored record is still answered."""
     gcs = await own_clients.open("gcs")
     first = await gcs.send("app", "note", {}, id="first")
-    own_server.command("CONFIG", "SET", "maxmemory", "1")
+    own_server.command("CONFIG", "SET", "maxmemory-clients", "0", "maxmemory", "1")
     with pytest.raises(BusFull, match="nothing was stored"):
         await gcs.send("app", "note", {}, id="second")
     with pytest.raises(BusFull, match="nothing was stored"):

@@ -19,7 +19,8 @@ from support.proxy import Proxy
 from support.servers import RealServer
 
 # The daemon's ingest in a process of its own. Where it dies: before the append is sent, when it is sent and its answer
-# is not awaited, when the answer is there and nothing else has happened, or nowhere.
+# is not awaited, when the answer is there and nothing else has happened, the same for the dead letters that follow from
+# the same batch, or nowhere.
 PROGRAM = """
 import asyncio, os, signal, sys
 from petalbus.daemon.bus.client import Bus
@@ -40,7 +41,8 @@ class Dying(Ingest):
             await asyncio.sleep(0)
             die()
         answers = await super()._run(call)
-        if where == "after":
+        self.calls = getattr(self, "calls", 0) + 1
+        if where == "after" or (where == "buried" and self.calls == 2):
             die()
         return answers
 
@@ -82,18 +84,18 @@ async def _exactly_once(bus: Bus, count: int) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("where", ["before", "sent", "after"])
+@pytest.mark.parametrize("where", ["before", "sent", "after", "buried"])
 async def test_kill_9_around_the_append_leaves_exactly_one_copy(
     where: str, server: RealServer, bus_name: str, children: Children
 ) -> None:
     """I1, I2: the daemon dies before, during and after its append; its successor neither loses nor repeats."""
     async with Bus(server.url, app="gcs", bus=bus_name) as bus:
-        await _mixture(bus, 20)
+        await _mixture(bus, 60)  # several batches: each child finds work
         for _ in range(3):
             child = await children.code(PROGRAM, server.url, bus_name, where)
             assert await child.wait() == -9
         async with ingesting(bus):
-            await _exactly_once(bus, 20)
+            await _exactly_once(bus, 60)
 
 
 @pytest.mark.processes
@@ -142,7 +144,7 @@ def _back(bus: Bus) -> Callable[[], Coroutine[Any, Any, bool]]:
     return answers
 
 
-@pytest.mark.parametrize("word", [b"EVALSHA", b"XREADGROUP"])
+@pytest.mark.parametrize("word", [b"EVALSHA", b"XREADGROUP", b"dead_reason"])
 async def test_a_lost_answer_repeats_nothing(server: RealServer, bus_name: str, word: bytes) -> None:
     """I2: the server has done it and its answer never arrives: neither a second copy nor a record left unseen."""
     async with Proxy(server.url) as proxy, Bus(server.url, app="gcs", bus=bus_name) as bus:
