@@ -2,8 +2,7 @@
 
 On the wire a record is a flat list of field names and values. The required ones are ``id``, ``type``, ``source`` and
 ``data``; a reader keeps every field it does not know. ``Record`` is that contract as a pydantic model: it validates
-once
-and decodes the payload only when somebody looks at it.
+once, and decodes the payload only when somebody looks at it.
 """
 
 from __future__ import annotations

@@ -65,6 +65,7 @@ class Consumer:
         self._cancelled: OrderedDict[bytes, None] = OrderedDict()
         self._unseen: set[tuple[str, bytes]] = set()
         self._held: dict[tuple[str, bytes], Work] = {}
+        self._resting: set[Work] = set()
         self._idle: list[asyncio.Future[None]] = []
         self._idle_critical: list[asyncio.Future[None]] = []
         self._workers: list[asyncio.Task[None]] = []
@@ -135,6 +136,7 @@ class Consumer:
         await self.reaper.stop()
         await asyncio.gather(*(reader.stop(timeout=2.0) for reader in self._readers))
         self._wake_all()
+        await self._give_away()
         if self._workers:
             await asyncio.wait(self._workers, timeout=max(0.0, end - time.monotonic()))
         for worker in self._workers:
@@ -153,6 +155,25 @@ class Consumer:
             log.warning("consumer %s could not say that it stopped: %s", self.name, error)
         else:
             log.debug("consumer %s stopped; %d entries wait for a successor", self.name, left)
+
+    async def _give_away(self) -> None:
+        """Hand over what has not begun: a sibling starts it while our last handlers still run."""
+        mine = [work for work in (*self.scheduler, *self._resting) if work.owner == self.name]
+        streams = self._keys.inboxes(self.app).values()
+        args: list[bytes | str | int] = [GROUP, self.name, f"{self.name}.left", f"{self._heartbeat.field}.left"]
+        for stream in streams:
+            entries = [work.entry for work in mine if work.stream == stream]
+            args += [len(entries), *entries]
+        for work in mine:
+            self.scheduler.remove(work)
+            self._settled(work)
+        if not mine or self._outbox.lane.connection is None:
+            return
+        try:
+            async with asyncio.timeout(1.0):
+                await self._outbox.run("release", [self._keys.beats, self._keys.fenced, *streams], args)
+        except (BusError, ServerError, TimeoutError) as error:
+            log.info("consumer %s keeps %d entries until it has stopped: %r", self.name, len(mine), error)
 
     def handlers_changed(self) -> None:
         """Handlers were added or removed: take their limits over."""
@@ -312,7 +333,10 @@ class Consumer:
         self._unseen = unseen
 
     def _again(self, work: Work, delay: float) -> None:
+        self._resting.add(work)
+
         def back() -> None:
+            self._resting.discard(work)
             if self._held.get((work.stream, work.entry)) is work and not self._stopping:
                 self.scheduler.push(work, older=True)
                 self._wake()

@@ -128,9 +128,10 @@ class Messages:
 
     async def say_goodbye(self) -> None:
         """Show the application as offline, unless another process of it still beats."""
-        flat = await self._outbox.call("HKEYS", self._keys.beats)
+        flat = await self._outbox.call("HGETALL", self._keys.beats)
         prefix = f"{self._app}|".encode()
-        if not any(field.startswith(prefix) for field in flat):
+        left = [int(count) for field, count in zip(flat[::2], flat[1::2], strict=True) if field.startswith(prefix)]
+        if all(count < 0 for count in left):  # those stopped as well, and left work for a successor
             await self._outbox.call("HSET", self._keys.status(self._app), "status", "offline")
 
     async def _delivered(self, stream: str, entry: str) -> bool:

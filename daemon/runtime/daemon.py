@@ -7,6 +7,7 @@ Down:  bus.json -> simulated vehicle -> MAVLink handler -> services -> bus -> se
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -236,7 +237,12 @@ class Daemon:
 
 
 def _process_start() -> float:
-    """When this process began (CLOCK_BOOTTIME seconds), its interpreter's own start included."""
+    """When this process began (CLOCK_BOOTTIME seconds), its interpreter's own start included.
+
+    ``scripts/up`` becomes this program after it has installed it, and says when.
+    """
+    with contextlib.suppress(KeyError, ValueError):
+        return float(os.environ["PETALBUS_STARTED_AT"])
     me = ProcessIdentity.of(os.getpid())
     return me.started / os.sysconf("SC_CLK_TCK") if me is not None else time.clock_gettime(time.CLOCK_BOOTTIME)
 
