@@ -296,6 +296,10 @@ class Consumer:
         if not fields:
             self._lost(stream, entry)
             return
+        held = self._held.get((stream, entry))
+        if held is not None:
+            held.attempts = max(held.attempts, attempts + 1)  # a look at our own pending list was quicker
+            return
         work = Work(self.app, level, stream, entry, fields, self.name)
         work.suspect = True
         work.known = known

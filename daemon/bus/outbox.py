@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,7 +17,8 @@ from typing import Any
 
 from petalbus.daemon.bus.connection import Connection, ServerError, pack, settle
 from petalbus.daemon.bus.envelope import bulk
-from petalbus.daemon.bus.errors import BusError, BusFull, BusUnavailable, OutcomeUnknown
+from petalbus.daemon.bus.errors import BusError, OutcomeUnknown
+from petalbus.daemon.bus.jobs import Batch, Job, Once, translated
 from petalbus.daemon.bus.keys import Keys
 from petalbus.daemon.bus.lane import RESTART_ERRORS, Lane
 from petalbus.daemon.bus.options import BusOptions
@@ -32,83 +32,6 @@ MAX_BATCH_RECORDS = 128
 MAX_BATCH_BYTES = 256 * 1024
 CHECK_EVERY = 8
 MAX_UNWRITTEN = 32 * 1024 * 1024
-
-
-class Job:
-    """A request that may be repeated, until it is answered or out of time."""
-
-    __slots__ = ("beside", "born", "done", "number", "outbox", "packed")
-
-    def __init__(
-        self, outbox: Outbox, packed: bytes, done: Callable[[Any], None], *, beside: bool = False, lasting: bool = False
-    ) -> None:
-        self.outbox = outbox
-        self.packed = packed
-        self.done = done
-        self.beside = beside
-        self.number = outbox.next_number()
-        self.born = math.inf if lasting else time.monotonic()
-
-    def __call__(self, reply: Any) -> None:
-        """The waiter: decides between done, again, and failed."""
-        if self.beside:
-            self.beside = False
-            self.outbox.answered_beside(self, reply)
-            return
-        if isinstance(reply, (OutcomeUnknown, ServerError)):
-            self.outbox.failed(self, reply)
-        else:
-            self.done(reply)
-
-
-class Once:
-    """The waiter of a request that is never repeated."""
-
-    __slots__ = ("future",)
-
-    def __init__(self, future: asyncio.Future[Any]) -> None:
-        self.future = future
-
-    def __call__(self, reply: Any) -> None:
-        """Hand the reply on, with server errors in the bus's own words."""
-        if self.future.done():
-            return
-        if isinstance(reply, ServerError):
-            self.future.set_exception(translated(reply))
-        elif isinstance(reply, BaseException):
-            self.future.set_exception(reply)
-        else:
-            self.future.set_result(reply)
-
-
-class Batch:
-    """Records of one tick for one stream, and who waits for each."""
-
-    __slots__ = ("arguments", "chunks", "futures", "size")
-
-    def __init__(self) -> None:
-        self.chunks: list[bytes] = []
-        self.futures: list[asyncio.Future[bytes]] = []
-        self.arguments = 0
-        self.size = 0
-
-    def add(self, future: asyncio.Future[bytes], arguments: int, chunk: bytes) -> None:
-        """Put a record in."""
-        self.futures.append(future)
-        self.chunks.append(chunk)
-        self.arguments += arguments
-        self.size += len(chunk)
-
-    def done(self, reply: Any) -> None:
-        """Give every waiter its answer."""
-        if isinstance(reply, BaseException):
-            for future in self.futures:
-                if not future.done():
-                    future.set_exception(reply)
-            return
-        for future, answer in zip(self.futures, reply, strict=True):
-            if not future.done():
-                future.set_result(answer)
 
 
 class Outbox:
@@ -254,7 +177,8 @@ class Outbox:
         return await future
 
     async def ask(self, *args: bytes | str | float) -> Any:
-        """Run one plain command that may run twice (it reads, or repeating it changes nothing): repeated until answered.
+        """Run one plain command that may run twice (it reads, or repeating it changes nothing): repeated until
+        answered.
 
         Raises ServerError, or OutcomeUnknown when the time allowed is over.
         """
@@ -395,12 +319,3 @@ class Outbox:
 
 def _number(job: Job) -> int:
     return job.number
-
-
-def translated(error: ServerError) -> Exception:
-    """The bus's own error for an error reply after which nothing was stored."""
-    if error.prefix == "OOM":
-        return BusFull("the server's memory ceiling is reached; nothing was stored. Let consumers catch up or raise it")
-    if error.prefix == "MISCONF":
-        return BusUnavailable("the server cannot write to its disk; nothing was stored. Free some space")
-    return error

@@ -15,7 +15,7 @@ from petalbus.daemon.bus.options import BusOptions
 from petalbus.daemon.bus.outbox import Outbox
 from petalbus.daemon.bus.ratelimit import TokenBucket
 from petalbus.daemon.bus.requests import OnProgress, ReplyLane
-from petalbus.schemas.compact import CompactEntry, CompactForm
+from petalbus.schemas.compact import MAX_BOOTS, CompactEntry, CompactForm
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.payloads import default_priority
 from petalbus.schemas.record import Record
@@ -60,7 +60,7 @@ class Sender:
     def __init__(self) -> None:
         self._routes: dict[tuple[str, str, int], Route] = {}
         self._topics: dict[tuple[str, str], Route] = {}
-        self._declared: set[str] = set()
+        self._declared: dict[str, int] = {}
         self._fetching: set[asyncio.Task[None]] = set()
         self._in_flight = 0
         self._many = min(_MANY_IN_FLIGHT, self.options.max_in_flight)
@@ -189,11 +189,13 @@ class Sender:
 
     async def publish_compact(self, form: CompactForm, entries: Iterable[CompactEntry]) -> list[str]:
         """Append entries to a compact topic in one write; returns their stream ids. Errors as ``publish``."""
-        if form.topic not in self._declared:
-            checked_name(form.topic, what="topic")
+        connects = self._outbox.lane.connects
+        if self._declared.get(form.topic) != connects:
+            # again for every connection: the server may have lost its last seconds, or be another one
+            keys = [self.keys.form(checked_name(form.topic, what="topic")), self.keys.topic(form.topic)]
             stored = [part for item in form.to_hash().items() for part in item]
-            await self._outbox.call("HSET", self.keys.form(form.topic), *stored)
-            self._declared.add(form.topic)
+            await self._outbox.run("declare", keys, [form.boot_id, MAX_BOOTS, *stored])
+            self._declared[form.topic] = connects
         stream = bulk(self.keys.topic(form.topic).encode())
         futures = [
             self._outbox.add(b"*9\r\n$4\r\nXADD\r\n%b$1\r\n*\r\n%b" % (stream, b"".join(map(bulk, entry.to_fields()))))

@@ -19,7 +19,7 @@ from petalbus.daemon.bus.lane import Lane, LaneState
 from petalbus.daemon.bus.options import BusOptions
 from petalbus.daemon.bus.outbox import Outbox
 from petalbus.daemon.bus.url import Address
-from petalbus.schemas.compact import CompactForm, is_compact
+from petalbus.schemas.compact import CompactForm, Declared, is_compact
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.record import Record
 
@@ -27,10 +27,6 @@ log = logging.getLogger("petalbus.bus")
 
 CONSUMER = "subscriber"
 """One name for good: a subscriber that comes back finds what it had not acknowledged."""
-
-
-MAX_UNNAMED = 1024
-"""Kinds without a declared name that a subscription remembers, so that each is looked up once."""
 
 
 class Subscription:
@@ -58,8 +54,7 @@ class Subscription:
         self._start = start
         self._stream = keys.topic(topic)
         self._form_key = keys.form(topic)
-        self._form: CompactForm | None = None
-        self._unnamed: set[str] = set()
+        self._declared = Declared()
         self._checkpoint: bytes | None = None
         self._outbox = outbox
         self._options = options
@@ -160,13 +155,10 @@ class Subscription:
     async def _decode(self, entry: bytes, fields: list[bytes]) -> Record:
         if not is_compact(fields):
             return Record.from_fields(fields, stream_id=entry.decode())
-        kind = dict(zip(fields[::2], fields[1::2], strict=False))[b"k"].decode("utf-8", "replace")
-        form = self._form
-        if form is None or (kind not in form.names and kind not in self._unnamed and len(self._unnamed) < MAX_UNNAMED):
-            # not declared when we last looked: its source may have started anew since, with more names
-            form = self._form = await self._declaration()
-            self._unnamed.add(kind)
-        return form.decode(entry.decode(), fields)
+        declared = self._declared
+        if declared.outdated(entry.decode(), fields) or declared.form is None:
+            declared.form = await self._declaration()
+        return declared.form.decode(entry.decode(), fields)
 
     async def _declaration(self) -> CompactForm:
         while True:

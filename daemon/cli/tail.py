@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
     from petalbus.daemon.cli.showing import Shown
     from petalbus.daemon.cli.streams import Stream
-    from petalbus.schemas.compact import CompactForm
+    from petalbus.schemas.compact import CompactForm, Declared
 
 _DEFAULT_COUNT: Final = 40
 _LOOK_BACK: Final = 2_000
@@ -77,7 +77,7 @@ class _Viewer:
         self._as_json = as_json
         self._streams: list[Stream] = []
         self._seen: dict[str, bytes] = {}
-        self._forms: dict[str, CompactForm] = {}
+        self._forms: dict[str, Declared] = {}
         self._width = shutil.get_terminal_size((160, 24)).columns if sys.stdout.isatty() else 400
         self._colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
@@ -155,7 +155,7 @@ class _Viewer:
 
         entries: list[Shown] = []
         for row in rows:
-            form = await self._form(row.stream, row.fields)
+            form = await self._form(row)
             entries.append(read_entry(row.stream, row.entry, row.fields, form))
         now = boot_clock_ns()
         for one in in_order(entries):
@@ -164,15 +164,20 @@ class _Viewer:
             else:
                 say(line(one, now=now, width=self._width, paint=self._paint))
 
-    async def _form(self, stream: Stream, fields: Sequence[bytes]) -> CompactForm | None:
-        from petalbus.schemas.compact import CompactForm, is_compact
+    async def _form(self, row: _Raw) -> CompactForm | None:
+        from petalbus.schemas.compact import CompactForm, Declared, is_compact
+        from petalbus.schemas.errors import RecordInvalid
 
-        if stream.kind != "topic" or not is_compact(fields):
+        if row.stream.kind != "topic" or not is_compact(row.fields):
             return None
-        if stream.key not in self._forms:
-            flat = await self._bus.call("HGETALL", self._bus.keys.form(stream.of))
-            self._forms[stream.key] = CompactForm.from_hash(dict(zip(flat[::2], flat[1::2], strict=True)))
-        return self._forms[stream.key]
+        declared = self._forms.setdefault(row.stream.key, Declared())
+        if declared.outdated(row.entry.decode(), row.fields):
+            flat = await self._bus.call("HGETALL", self._bus.keys.form(row.stream.of))
+            try:
+                declared.form = CompactForm.from_hash(dict(zip(flat[::2], flat[1::2], strict=True)))
+            except RecordInvalid:
+                declared.form = None  # the entry is shown as what it is: no record
+        return declared.form
 
     def _paint(self, colour: str, text: str) -> str:
         code = _ANSI.get(colour)

@@ -18,7 +18,9 @@ from petalbus.daemon.replay.points import Point
 from petalbus.daemon.replay.source import Source
 from petalbus.daemon.services.janitor import boot_keys
 from petalbus.daemon.services.streams import Kind, Stream
-from petalbus.schemas.compact import is_compact
+from petalbus.schemas.compact import Boots as Declared
+from petalbus.schemas.compact import boot_at, is_compact, read_boots
+from petalbus.schemas.errors import RecordInvalid
 
 FIRST_PAGE: Final = 16
 """Entries of a stream's first page: they may have 1 MiB each."""
@@ -91,11 +93,11 @@ class Cursor:
     """One stream, read page by page."""
 
     def __init__(
-        self, source: Source, stream: Stream, boots: Boots, *, declared: str | None, first: StreamId, last: StreamId
+        self, source: Source, stream: Stream, boots: Boots, *, declared: Declared, first: StreamId, last: StreamId
     ) -> None:
         self.stream = stream
         self.declared = declared
-        """The boot id in the form of a compact topic: the last writer's."""
+        """Of a compact topic: which entries are of which boot."""
         self._source = source
         self._boots = boots
         self._next = show_id(first)
@@ -110,7 +112,7 @@ class Cursor:
         """The boot id of the first entry, where it says one."""
         if not self._page:
             await self._turn()
-        return _stamps(self._page[0][1])[0] if self._page else None
+        return self._stamps(*self._page[0])[0] if self._page else None
 
     async def next(self) -> Recorded | None:
         """The next entry, or None at the end."""
@@ -124,16 +126,21 @@ class Cursor:
         name = entry.decode()
         place = parse_id(name)
         boot = self._boots.of(self.stream.key, place)
-        boot_id, mono, compact = _stamps(fields)
+        boot_id, mono, compact = self._stamps(entry, fields)
         if compact:
             # a compact topic of a program on another machine counts time by that machine's clock
-            ours = self.declared is None or self.declared in self._boots.numbers
+            ours = not self.declared or boot_id in self._boots.numbers
         else:
             ours = boot_id is not None and self._boots.numbers.get(boot_id) == boot
         when = self._boots.time(boot, mono if ours else None, place)
         # a stream keeps its own order, whatever its producers stamped
         self._floor = max(self._floor, (boot, when))
         return Recorded(self.stream, name, fields, *self._floor)
+
+    def _stamps(self, entry: bytes, fields: list[bytes]) -> tuple[str | None, int | None, bool]:
+        """Boot id and boot-clock time of an entry as far as they are known, and whether it is in the compact form."""
+        boot_id, mono, compact = _stamps(fields)
+        return boot_at(self.declared, entry.decode()) if compact else boot_id, mono, compact
 
     async def _turn(self) -> None:
         self._page, self._at = [], 0
@@ -194,14 +201,22 @@ async def open_history(source: Source, *, streams: Sequence[str], start: Point, 
     boots = await Boots.read(source)
     cursors = []
     for stream in chosen:
-        form = await source.call("HGET", source.keys.form(stream.name), "boot_id")
-        declared = form.decode("ascii", "replace") if form else None
+        declared = await _declared(source, stream)
         cursors.append(Cursor(source, stream, boots, declared=declared, first=first, last=last))
     if not boots.numbers:
         # nobody noted boots; where all streams begin in one, there was no other
-        begun = {await cursor.first_boot() or cursor.declared for cursor in cursors} - {None}
+        begun = {await cursor.first_boot() for cursor in cursors} - {None}
         boots.numbers = {str(begun.pop()): 0} if len(begun) == 1 else {}
     return History(cursors, boots)
+
+
+async def _declared(source: Source, stream: Stream) -> Declared:
+    """Which entries of a compact topic are of which boot: empty where nothing says so."""
+    listed, last = await source.call("HMGET", source.keys.form(stream.name), "boots", "boot_id")
+    try:
+        return read_boots(listed) or ((((0, 0), last.decode("ascii", "replace")),) if last else ())
+    except RecordInvalid:
+        return ()
 
 
 def short_name(stream: Stream, source: Source) -> str:

@@ -46,7 +46,7 @@ _FIRST_HEARTBEAT_S: Final = 2.5
 class MavlinkHandler:
     """Run it as ``async with MavlinkHandler(bus, endpoint=...)`` on a bus that is connected as app ``vehicle``."""
 
-    def __init__(  # noqa: PLR0913 - settings, each with a default
+    def __init__(
         self,
         bus: Bus,
         *,

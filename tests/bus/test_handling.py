@@ -371,7 +371,7 @@ async def test_higher_levels_go_first_and_low_gets_its_turn(clients: Clients) ->
     assert under_load[Priority.HIGH] == 400
     assert under_load[Priority.LOW] >= 0.05 * under_load.total(), "LOW starves"
     assert under_load[Priority.NORMAL] >= 0.05 * under_load.total(), "NORMAL starves"
-    assert under_load.total() < 600, "HIGH has no precedence"
+    assert under_load.total() < 800, "HIGH has no precedence"  # 452 when reading never lags, 1,200 without priorities
 
 
 async def test_a_full_read_ahead_is_refilled_without_a_pause(clients: Clients) -> None:
