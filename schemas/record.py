@@ -99,14 +99,14 @@ class Record(BaseModel):
         """Fields that this version of the contract does not know, as they came."""
         return self.__pydantic_extra__ or {}
 
-    def expired(self, now_ns: int) -> bool:
-        """True when the deadline has passed at boot-clock ``now_ns``, or belongs to an earlier boot.
+    def expired(self, now_ns: int, boot_id: str = BOOT_ID) -> bool:
+        """True when the deadline has passed at boot-clock ``now_ns`` of boot ``boot_id``, or is of an earlier boot.
 
         A command from before a power cycle must not run after it, and its age cannot be known: it counts as expired.
         """
         if self.deadline is None:
             return False
-        if self.boot_id != BOOT_ID and (self.boot_id is None or short_boot_id(self.boot_id) != BOOT_ID):
+        if self.boot_id != boot_id and (self.boot_id is None or short_boot_id(self.boot_id) != boot_id):
             return True  # a program in another language may write the kernel's full boot id: the same boot
         return now_ns >= self.deadline
 

@@ -35,6 +35,23 @@ def boot_clock_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
+class Clock:
+    """The clock that a bus counts its stamps and deadlines on: here this machine's boot clock, as it begins.
+
+    A client on another machine than its bus sets ``boot_id`` and ``offset`` (ns to add to its own boot clock).
+    """
+
+    __slots__ = ("boot_id", "offset")
+
+    def __init__(self) -> None:
+        self.boot_id = BOOT_ID
+        self.offset = 0
+
+    def now_ns(self) -> int:
+        """Nanoseconds on the bus's boot clock."""
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) + self.offset
+
+
 class _IdSource:
     """Unique ids without asking the kernel for each: random start per process, then a counter."""
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
+from petalbus.daemon.bus.clock import BusClock
 from petalbus.daemon.bus.connection import ServerError
 from petalbus.daemon.bus.consumer import Consumer, consumer_name
 from petalbus.daemon.bus.dead import DeadLetters
@@ -74,7 +75,7 @@ class Bus(Sender):
             on_cancel=self._cancel_here,
         )
         self._presence = Presence(self.keys, self._outbox, self.options)
-        self.messages = Messages(self.keys, self._outbox, self.options, app=self.app)
+        self.messages = Messages(self.keys, self._outbox, self.options, app=self.app, clock=self.clock)
         self.dead = DeadLetters(self.keys, self._outbox)
         self._outbox.lane.start()
         try:
@@ -83,7 +84,10 @@ class Bus(Sender):
             await self._outbox.close()
             raise
         self._started = True
+        self._bus_clock = BusClock(self.clock, keys=self.keys, outbox=self._outbox, changed=self._clock_changed)
         try:
+            if self.address.path is None and not self.options.beside_bus:
+                await self._bus_clock.start()
             if len(self._registry):
                 await self.listen()
             elif self.options.presence:
@@ -108,6 +112,7 @@ class Bus(Sender):
             await self._say_goodbye()
         except (BusError, ServerError) as error:
             log.warning("%s could not say that it leaves: %s", self.app, error)
+        await self._bus_clock.stop()
         await self._replies.lane.close()
         await self._outbox.close()
 
@@ -129,13 +134,13 @@ class Bus(Sender):
 
         def register(function: F) -> F:
             attempts = max_attempts or self.options.max_attempts
-            if self._consumer is not None:
-                self._consumer.handlers_changed()
             self._registry.add(
                 Handler.of(
                     function, record_type=type, redelivery=redelivery, concurrency=concurrency, max_attempts=attempts
                 )
             )
+            if self._consumer is not None:
+                self._consumer.handlers_changed()
             if self._started and self._consuming is None:
                 self._consuming = asyncio.create_task(self._consume(), name=f"petalbus-consume-{self.app}")
             return function
@@ -224,6 +229,7 @@ class Bus(Sender):
             outbox=self._outbox,
             registry=self._registry,
             options=self.options,
+            clock=self.clock,
         )
         self._consumer = consumer
         while True:
@@ -254,6 +260,11 @@ class Bus(Sender):
         await self._stop_presence()
         if was_present and self._outbox.lane.connection is not None:
             await self.messages.say_goodbye()
+
+    def _clock_changed(self) -> None:
+        super()._clock_changed()
+        if self._consumer is not None:
+            self._consumer.committer.clock_changed()
 
     def _cancel_here(self, message_id: str) -> None:
         if self._consumer is not None:

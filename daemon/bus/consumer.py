@@ -27,9 +27,10 @@ from petalbus.daemon.bus.reader import Reader
 from petalbus.daemon.bus.reaper import Reaper
 from petalbus.daemon.bus.runner import Runner
 from petalbus.daemon.bus.scheduler import Scheduler
-from petalbus.daemon.bus.settle import Committer
+from petalbus.daemon.bus.settle import PROCESSING, Committer
 from petalbus.daemon.bus.url import Address
 from petalbus.daemon.bus.work import Work
+from petalbus.schemas.stamps import Clock
 from petalbus.schemas.vocabulary import Priority
 
 log = logging.getLogger("petalbus.bus")
@@ -50,7 +51,15 @@ class Consumer:
     """Consumes one app's inbox."""
 
     def __init__(
-        self, app: str, *, address: Address, keys: Keys, outbox: Outbox, registry: Registry, options: BusOptions
+        self,
+        app: str,
+        *,
+        address: Address,
+        keys: Keys,
+        outbox: Outbox,
+        registry: Registry,
+        options: BusOptions,
+        clock: Clock,
     ) -> None:
         self.app = app
         self.name = consumer_name(app)
@@ -72,6 +81,7 @@ class Consumer:
         self._stopping = False
         self.committer = Committer(
             app=app,
+            clock=clock,
             outbox=outbox,
             keys=keys,
             options=options,
@@ -81,6 +91,7 @@ class Consumer:
         )
         self.runner = Runner(
             registry=registry,
+            clock=clock,
             committer=self.committer,
             outbox=outbox,
             keys=keys,
@@ -304,6 +315,7 @@ class Consumer:
         work.suspect = True
         work.known = known
         work.attempts = attempts + 1
+        work.alone = known[:1] == PROCESSING
         self._hold(work, older=True)
         self._wake()
 

@@ -16,7 +16,7 @@ from petalbus.schemas.compression import compress
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.payloads import prepare
 from petalbus.schemas.record import Record
-from petalbus.schemas.stamps import BOOT_ID, boot_clock_ns
+from petalbus.schemas.stamps import Clock
 from petalbus.schemas.vocabulary import (
     ID_RULE,
     MAX_FIELDS,
@@ -68,16 +68,24 @@ class Route:
     recipient at the same priority: a repetition), and who may not.
     """
 
-    __slots__ = ("_constant", "_count", "_templates", "claim", "priority", "recipient", "stream", "type")
+    __slots__ = ("_constant", "_count", "_now", "_templates", "claim", "priority", "recipient", "stream", "type")
 
     def __init__(
-        self, stream: str, record_type: str, source: str, *, recipient: str | None = None, priority: int | None = None
+        self,
+        stream: str,
+        record_type: str,
+        source: str,
+        *,
+        clock: Clock,
+        recipient: str | None = None,
+        priority: int | None = None,
     ) -> None:
         self.stream = stream
+        self._now = clock.now_ns
         self.type = checked_type(record_type)
         self.recipient = recipient
         self.priority = priority
-        fields = {b"type": record_type.encode(), b"source": source.encode(), b"boot_id": BOOT_ID.encode()}
+        fields = {b"type": record_type.encode(), b"source": source.encode(), b"boot_id": clock.boot_id.encode()}
         if recipient is not None:
             fields[b"recipient"] = checked_name(recipient, what="recipient").encode()
         if priority is not None:
@@ -94,7 +102,7 @@ class Route:
         if known is None:
             known = self._template(names)
         count, template = known
-        mono = b"%d" % boot_clock_ns()
+        mono = b"%d" % self._now()
         head = (len(message_id), message_id, len(data), data, time.time_ns(), len(mono), mono)
         if extra:
             return count, template % (*head, *[part for value in extra.values() for part in (len(value), value)])

@@ -15,7 +15,7 @@ from petalbus.daemon.bus.outbox import Outbox
 from petalbus.daemon.bus.settle import CANCELLED
 from petalbus.schemas.payloads import prepare
 from petalbus.schemas.record import Record
-from petalbus.schemas.stamps import boot_clock_ns, new_id
+from petalbus.schemas.stamps import Clock, new_id
 from petalbus.schemas.vocabulary import ReplyKind, Status
 
 _STATES: Final = {
@@ -56,11 +56,12 @@ class Known:
 class Messages:
     """Looks after single messages for one client."""
 
-    def __init__(self, keys: Keys, outbox: Outbox, options: BusOptions, *, app: str) -> None:
+    def __init__(self, keys: Keys, outbox: Outbox, options: BusOptions, *, app: str, clock: Clock) -> None:
         self._keys = keys
         self._outbox = outbox
         self._options = options
         self._app = app
+        self._clock = clock
 
     async def known(self, message_id: str) -> Known | None:
         """What the bus remembers of a message, or None when it does not know the id (any more)."""
@@ -79,7 +80,7 @@ class Messages:
         if await self._delivered(stream, known.entry):
             return Status.DELIVERED
         rows = await self._outbox.ask("XRANGE", stream, known.entry, known.entry)
-        if rows and Record.from_fields(rows[0][1]).expired(boot_clock_ns()):
+        if rows and Record.from_fields(rows[0][1]).expired(self._clock.now_ns(), self._clock.boot_id):
             return Status.TIMEOUT  # it waits for a consumer that will only find it too late
         return Status.PENDING
 
@@ -89,7 +90,7 @@ class Messages:
         if known is None or known.state.final or not known.recipient:
             return known is not None and known.state is Status.CANCELLED
         replies = self._keys.replies(known.source)
-        route = Route(replies, "cancelled", self._app, recipient=known.source)
+        route = Route(replies, "cancelled", self._app, clock=self._clock, recipient=known.source)
         text = {
             "status": "error",
             "success": False,
@@ -155,7 +156,7 @@ class Messages:
             "reply_to": message_id,
             "kind": ReplyKind.CANCELLED,
             "time": time.time_ns(),
-            "mono": boot_clock_ns(),
+            "mono": self._clock.now_ns(),
         }
         return Record.checked(reply).to_fields()
 

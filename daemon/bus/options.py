@@ -71,8 +71,11 @@ class BusOptions:
     telemetry_rate: float | None = None
     """Telemetry records a second that this client may send; None for no limit. A burst of one second is allowed."""
 
+    beside_bus: bool = False
+    """This client runs on the machine that the bus lives on, though it reaches it over TCP. Not known: it finds out."""
+
     presence: bool = True
     """Show this client among the applications; switched off for one-shot tools."""
 
-    durability: str = "everysec"
-    """What the server was configured to promise; stated in every receipt."""
+    durability: str | None = None
+    """What the server promises for what it has acknowledged, stated in every receipt; None: ask it (see Receipt)."""

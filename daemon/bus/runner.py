@@ -19,7 +19,7 @@ from petalbus.daemon.bus.work import Work
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.payloads import validate_payload
 from petalbus.schemas.record import Record
-from petalbus.schemas.stamps import boot_clock_ns
+from petalbus.schemas.stamps import Clock
 from petalbus.schemas.vocabulary import ReplyKind
 
 log = logging.getLogger("petalbus.bus")
@@ -54,6 +54,7 @@ class Runner:
         self,
         *,
         registry: Registry,
+        clock: Clock,
         committer: Committer,
         outbox: Outbox,
         keys: Keys,
@@ -63,6 +64,7 @@ class Runner:
         fenced: Callable[[str], None],
     ) -> None:
         self._registry = registry
+        self._clock = clock
         self._committer = committer
         self._outbox = outbox
         self._keys = keys
@@ -87,7 +89,7 @@ class Runner:
         if work.cancelled:
             self.settle_cancelled(work)
             return
-        if record.deadline is not None and record.expired(boot_clock_ns()):
+        if record.deadline is not None and record.expired(self._clock.now_ns(), self._clock.boot_id):
             self.settle_expired(work)
             return
         handler = self._registry.find(record.type)

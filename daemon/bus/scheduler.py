@@ -4,6 +4,7 @@
 - Below it the higher level goes first, but a waiting NORMAL or LOW record gets at least every ``share``-th start.
 - Records of one lane (the same ordering key, else the same source) start one after the other, in stream order.
 - A type runs at most so many times at once as its handler declares.
+- Records whose consumer died while it ran them run one at a time, so that the next death blames the right one.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class Schedulable(Protocol):
     level: Priority
     lane: str
     kind: str
+    alone: bool
 
     @property
     def order(self) -> tuple[int, int]:
@@ -34,6 +36,7 @@ T = TypeVar("T", bound=Schedulable)
 _ORDINARY: Final = (Priority.HIGH, Priority.NORMAL, Priority.LOW)
 MAX_IDLE_LANES: Final = 256
 _OLDER: Final = -(1 << 62)
+_ALONE: Final = "\0alone"
 
 
 class _Lane(Generic[T]):
@@ -69,6 +72,7 @@ class Scheduler(Generic[T]):
         self._limits: dict[str, int] = {}
         self._running: dict[str, int] = {}
         self._parked: dict[str, list[tuple[Priority, int, str]]] = {}
+        self._alone: T | None = None
 
     def limit(self, kind: str, at_once: int | None) -> None:
         """Let at most ``at_once`` records of type ``kind`` run at the same time (CRITICAL ones do not count)."""
@@ -143,6 +147,9 @@ class Scheduler(Generic[T]):
             del level.lanes[item.lane]
         if item.level is not Priority.CRITICAL:
             self._release(item.kind)
+            if item is self._alone:
+                self._alone = None
+                self._unpark(_ALONE)
 
     def remove(self, item: T) -> bool:
         """Take out a record that has not started; False when it is not waiting."""
@@ -201,6 +208,11 @@ class Scheduler(Generic[T]):
                 if limit is not None and running >= limit:
                     self._parked.setdefault(item.kind, []).append((priority, arrival, key))
                     continue
+                if item.alone:
+                    if self._alone is not None:
+                        self._parked.setdefault(_ALONE, []).append((priority, arrival, key))
+                        continue
+                    self._alone = item
                 self._running[item.kind] = running + 1
             lane.items.popleft()
             lane.busy = True
@@ -214,5 +226,8 @@ class Scheduler(Generic[T]):
             self._running[kind] = left
         else:
             self._running.pop(kind, None)
+        self._unpark(kind)
+
+    def _unpark(self, kind: str) -> None:
         for priority, arrival, key in self._parked.pop(kind, ()):
             heapq.heappush(self._levels[priority].ready, (arrival, key))

@@ -19,7 +19,7 @@ from petalbus.schemas.compact import MAX_BOOTS, CompactEntry, CompactForm
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.payloads import default_priority
 from petalbus.schemas.record import Record
-from petalbus.schemas.stamps import boot_clock_ns, new_id
+from petalbus.schemas.stamps import Clock, new_id
 from petalbus.schemas.vocabulary import Priority
 
 _MAX_ROUTES = 4096
@@ -58,6 +58,7 @@ class Sender:
     _loop: asyncio.AbstractEventLoop
 
     def __init__(self) -> None:
+        self.clock = Clock()
         self._routes: dict[tuple[str, str, int], Route] = {}
         self._topics: dict[tuple[str, str], Route] = {}
         self._declared: dict[str, int] = {}
@@ -90,7 +91,7 @@ class Sender:
         if priority is None:
             priority = default_priority(type, data)
         message_id = new_id() if id is None else checked_id(id)
-        extra = _extra(deadline, key, traceparent)
+        extra = _extra(self.clock, deadline, key, traceparent)
         if type == "telemetry" and self._telemetry is not None and not self._telemetry.take(time.monotonic()):
             raise RateLimited(f"{self.app} may send {self._telemetry.rate:g} telemetry records a second; not stored")
         if self._in_flight >= self._many:
@@ -148,7 +149,7 @@ class Sender:
         if priority is None:
             priority = default_priority(type, data)
         message_id = new_id() if id is None else checked_id(id)
-        extra = _extra(timeout, key, traceparent)
+        extra = _extra(self.clock, timeout, key, traceparent)
         extra[b"wants_reply"] = b"1"
         waiting = self._replies.expect(message_id, on_progress, timeout)
         try:
@@ -169,7 +170,7 @@ class Sender:
         """
         route = self._topics.get((topic, type))
         if route is None:
-            route = Route(self.keys.topic(checked_name(topic, what="topic")), type, self.app)
+            route = Route(self.keys.topic(checked_name(topic, what="topic")), type, self.app, clock=self.clock)
             if len(self._topics) < _MAX_ROUTES:
                 self._topics[(topic, type)] = route
         if type == "telemetry" and self._telemetry is not None and not self._telemetry.take(time.monotonic()):
@@ -207,12 +208,17 @@ class Sender:
         """Publish to every application: the topic ``broadcast``."""
         return await self.publish("broadcast", type, data)
 
+    def _clock_changed(self) -> None:
+        """The bus counts on another boot's clock now: routes carry its id."""
+        self._routes.clear()
+        self._topics.clear()
+
     def _route(self, recipient: str, record_type: str, priority: Priority | int) -> Route:
         route = self._routes.get((recipient, record_type, priority))
         if route is None:
             level = _level(priority)
             stream = self.keys.inbox(checked_name(recipient, what="recipient"), level)
-            route = Route(stream, record_type, self.app, recipient=recipient, priority=level)
+            route = Route(stream, record_type, self.app, clock=self.clock, recipient=recipient, priority=level)
             if len(self._routes) < _MAX_ROUTES:
                 self._routes[(recipient, record_type, priority)] = route
         return route
@@ -304,14 +310,14 @@ class Sender:
             future.set_exception(BusError(text))
 
 
-def _extra(deadline: float | None, key: str | None, traceparent: str | None) -> dict[bytes, bytes]:
+def _extra(clock: Clock, deadline: float | None, key: str | None, traceparent: str | None) -> dict[bytes, bytes]:
     extra: dict[bytes, bytes] = {}
     if deadline is not None:
         if not 0 < deadline < 366 * 86_400:
             raise RecordInvalid(
                 "deadline", f"{deadline!r} s from now is no deadline", limit="more than 0, under a year"
             )
-        extra[b"deadline"] = b"%d" % (boot_clock_ns() + int(deadline * 1e9))
+        extra[b"deadline"] = b"%d" % (clock.now_ns() + int(deadline * 1e9))
     if key is not None:
         if not 0 < len(key) <= 128:
             raise RecordInvalid("key", f"has {len(key)} characters", limit="1 to 128")

@@ -21,7 +21,7 @@ from petalbus.daemon.bus.options import BusOptions
 from petalbus.daemon.bus.outbox import Outbox
 from petalbus.daemon.bus.scripts import load
 from petalbus.daemon.bus.work import Work
-from petalbus.schemas.stamps import new_id
+from petalbus.schemas.stamps import Clock, new_id
 from petalbus.schemas.vocabulary import ReplyKind
 
 log = logging.getLogger("petalbus.bus")
@@ -70,6 +70,7 @@ class Committer:
         self,
         *,
         app: str,
+        clock: Clock,
         outbox: Outbox,
         keys: Keys,
         options: BusOptions,
@@ -78,6 +79,7 @@ class Committer:
         free_connection: Callable[[str], Connection | None],
     ) -> None:
         self._app = app
+        self._clock = clock
         self._outbox = outbox
         self._keys = keys
         self._options = options
@@ -115,7 +117,7 @@ class Committer:
         route = self._routes.get((record.source, answer_type))
         if route is None:
             stream = self._keys.replies(record.source)
-            route = Route(stream, answer_type, self._app, recipient=record.source)
+            route = Route(stream, answer_type, self._app, clock=self._clock, recipient=record.source)
             if len(self._routes) < 4096:
                 self._routes[(record.source, answer_type)] = route
         fields = {b"reply_to": record.id.encode(), b"kind": kind.encode(), **extra}
@@ -123,6 +125,10 @@ class Committer:
             fields[b"traceparent"] = record.traceparent.encode()
         items, packed = route.fields(new_id().encode(), data, fields)
         return Output(route.stream, self._options.keep_replies, items, packed)
+
+    def clock_changed(self) -> None:
+        """The bus counts on another boot's clock now: routes carry its id."""
+        self._routes.clear()
 
     async def tell(self, work: Work, output: Output) -> bool:
         """Append a reply that is not the last; False when the lease is lost. Sent once: it may be lost, never

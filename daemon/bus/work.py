@@ -18,11 +18,12 @@ class Work:
     """An entry and what became of it so far. Satisfies the scheduler's ``Schedulable``.
 
     ``owner`` is the consumer name that holds the lease. ``suspect``: this is not a first delivery; an earlier one may
-    have
-    begun. ``known`` is then what the id window said of the message, or None while nobody has asked.
+    have begun. ``known`` is then what the id window said of the message, or None while nobody has asked. ``alone``: a
+    consumer died while it ran this, so that it may be the reason; see the scheduler.
     """
 
     __slots__ = (
+        "alone",
         "attempts",
         "cancelled",
         "claim",
@@ -50,6 +51,7 @@ class Work:
         self.owner = owner
         self.attempts = 1
         self.suspect = False
+        self.alone = False
         self.known: bytes | None = None
         self.task: asyncio.Task[object] | None = None
         self.cancelled = False

@@ -176,7 +176,7 @@ class Daemon:
             self._end()
 
     def _connect(self, app: str) -> Bus:
-        options = BusOptions(durability=self._settings.fsync)
+        options = BusOptions(durability=self._settings.fsync, beside_bus=True)
         return Bus(self._url, app=app, bus=self._settings.bus, options=options)
 
     def status(self) -> dict[str, Any]:

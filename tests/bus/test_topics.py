@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 
 from petalbus.daemon.bus.client import Bus
 from petalbus.daemon.bus.subscription import Subscription
-from petalbus.schemas.compact import CompactEntry, CompactForm
+from petalbus.schemas.compact import MAX_BOOTS, CompactEntry, CompactForm
 from petalbus.schemas.record import Record
 from petalbus.schemas.stamps import boot_clock_ns
 
@@ -180,6 +181,96 @@ async def test_a_new_form_of_a_compact_topic_is_noticed(clients: Clients) -> Non
         restarted = await clients.open("gcs")
         await restarted.publish_compact(newer, [CompactEntry("33", 2, b"")])
         assert (await anext(records)).type == "mavlink.GLOBAL_POSITION_INT"
+
+
+def booted(boot_id: str) -> CompactForm:
+    """The form as a publisher of that boot declares it."""
+    return CompactForm("mavlink.rx", "mavlink.", "fc", names={"30": "ATTITUDE"}, boot_id=boot_id)
+
+
+async def boots_of(bus: Bus) -> list[list[str]]:
+    """The list beside the topic."""
+    found: list[list[str]] = json.loads(await bus.call("HGET", bus.keys.form("mavlink.rx"), "boots"))
+    return found
+
+
+async def test_compact_entries_keep_their_boot_across_reboots(clients: Clients) -> None:
+    """I9: who reads the history of two boots sees which times belong to which; a restart in a boot adds nothing."""
+    ids: list[str] = []
+    for number, boot in enumerate(("boot-a", "boot-a", "boot-b", "boot-a")):
+        source = await clients.open("fc")
+        ids += await source.publish_compact(booted(boot), [CompactEntry("30", number, b"")] * 2)
+        await source.close()
+    app = await clients.open("app")
+    async with app.subscribe("mavlink.rx", start="oldest") as frames:
+        records = await take(frames, 8)
+    assert [record.boot_id for record in records] == [*["boot-a"] * 4, *["boot-b"] * 2, *["boot-a"] * 2]
+    after = [f"{ms}-{int(number) + 1}" for ms, number in (ids[at].split("-") for at in (3, 5))]
+    assert await boots_of(app) == [["0-1", "boot-a"], [after[0], "boot-b"], [after[1], "boot-a"]]
+
+
+async def test_a_subscriber_that_stayed_notices_the_sources_reboot(clients: Clients) -> None:
+    """I9: it has read the declaration long before; the boot clock that begins anew tells it to read it again."""
+    app = await clients.open("app")
+    async with app.subscribe("mavlink.rx") as frames:
+        records = aiter(frames)
+        for boot, mono in (("boot-a", 9 * 10**12), ("boot-b", 3 * 10**9)):
+            source = await clients.open("fc")
+            await source.publish_compact(booted(boot), [CompactEntry("30", mono, b"")])
+            assert (await anext(records)).boot_id == boot
+            await source.close()
+
+
+async def test_publishers_that_declare_at_once_do_not_lose_a_boot(clients: Clients) -> None:
+    """Twenty programs of ten boots: every change is in the list, and the entries that follow belong to the last."""
+    sources = [await clients.open("fc") for _ in range(20)]
+    entry = CompactEntry("30", 1, b"")
+    await asyncio.gather(
+        *(source.publish_compact(booted(f"boot-{number % 10}"), [entry]) for number, source in enumerate(sources))
+    )
+    listed = await boots_of(sources[0])
+    assert {boot for _, boot in listed} == {f"boot-{number}" for number in range(10)}
+    places = [tuple(map(int, first.split("-"))) for first, _ in listed]
+    assert places == sorted(places)
+
+
+async def test_the_list_of_boots_is_bounded(clients: Clients) -> None:
+    """The oldest are forgotten; their entries are read without a boot rather than with a wrong one."""
+    source = await clients.open("fc")
+    for number in range(MAX_BOOTS + 2):
+        form = booted(f"boot-{number}")
+        other = await clients.open("fc", presence=False)
+        await other.publish_compact(form, [CompactEntry("30", number, b"")])
+        await other.close()
+    assert [boot for _, boot in await boots_of(source)] == [f"boot-{number}" for number in range(2, MAX_BOOTS + 2)]
+    async with source.subscribe("mavlink.rx", start="oldest") as frames:
+        assert [record.boot_id for record in await take(frames, 4)] == [None, None, "boot-2", "boot-3"]
+
+
+async def test_a_declaration_of_one_boot_is_read_and_gets_its_list(clients: Clients) -> None:
+    """As an earlier version stored it: its boot is that of all entries, until the next boot begins."""
+    app = await clients.open("app")
+    old = [part for item in booted("boot-a").to_hash().items() for part in item]
+    await app.call("HSET", app.keys.form("mavlink.rx"), *old)
+    await app.call("XADD", app.keys.topic("mavlink.rx"), "*", *CompactEntry("30", 1, b"").to_fields())
+    async with app.subscribe("mavlink.rx", start="oldest") as frames:
+        assert [record.boot_id for record in await take(frames, 1)] == ["boot-a"]
+    await app.publish_compact(booted("boot-b"), [CompactEntry("30", 1, b"")])
+    async with app.subscribe("mavlink.rx", start="oldest", name="again") as frames:
+        assert [record.boot_id for record in await take(frames, 2)] == ["boot-a", "boot-b"]
+
+
+async def test_a_topic_is_declared_again_after_a_reconnection(clients: Clients) -> None:
+    """What the server lost in its last seconds would make every later entry unreadable."""
+    gcs = await clients.open("gcs")
+    await gcs.publish_compact(FORM, [CompactEntry("30", 1, b"")])
+    await gcs.call("DEL", gcs.keys.form("mavlink.rx"))
+    connects = gcs.statistics()["command"]["connects"]
+    other = await clients.open("gcs")
+    await other.call("CLIENT", "KILL", "ID", await gcs.call("CLIENT", "ID"))
+    await until(lambda: gcs.statistics()["command"]["connects"] > connects, "it is connected again")
+    await gcs.publish_compact(FORM, [CompactEntry("30", 2, b"")])
+    assert await boots_of(other)
 
 
 async def test_broadcast_reaches_every_application(clients: Clients) -> None:

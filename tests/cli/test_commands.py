@@ -343,6 +343,28 @@ async def test_tail_shows_payloads_that_are_no_json_and_entries_that_are_no_reco
     assert "not a record" in text.out
 
 
+async def test_tail_tells_compact_entries_of_an_earlier_boot_from_those_of_this_one(shared: Daemon, app: str) -> None:
+    """I9: frames from before a reboot have no age by this boot's clock, and come first."""
+    import asyncio
+
+    from petalbus.schemas.compact import CompactEntry, CompactForm
+    from petalbus.schemas.stamps import BOOT_ID, boot_clock_ns
+
+    topic = f"{app}.rx"
+    async with petalbus.connect(app=app, data=shared.data) as bus:
+        await bus.call("XADD", bus.keys.topic(topic), "*", *CompactEntry("1", 1, b"").to_fields())
+        undeclared = await asyncio.to_thread(run_process, "tail", topic, "--data", str(shared.data))
+        assert "not a record" in undeclared.out
+    for boot, mono in (("earlier-boot", boot_clock_ns() + 10**15), (BOOT_ID, boot_clock_ns())):
+        async with petalbus.connect(app=app, data=shared.data) as bus:
+            form = CompactForm(topic, "x.", app, boot_id=boot)
+            await bus.publish_compact(form, [CompactEntry("1", mono, b"")])
+    answer = await asyncio.to_thread(run_process, "tail", topic, "--json", "-n", "2", "--data", str(shared.data))
+    assert [one["boot_id"] for one in answer.objects] == ["earlier-boot", BOOT_ID]
+    text = await asyncio.to_thread(run_process, "tail", topic, "-n", "2", "--data", str(shared.data))
+    assert [line.startswith("  old boot") for line in text.out.splitlines()] == [True, False]
+
+
 def test_tail_follow_goes_on_with_what_comes_until_ctrl_c(shared: Daemon, cli: Cli, app: str) -> None:
     cli.ok("send", app, "note", '{"number":0}')
     with follower(shared.data, "tail", f"inbox:{app}", "--follow", "--json") as tail:

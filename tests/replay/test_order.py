@@ -145,6 +145,23 @@ async def test_compact_frames_belong_to_the_boot_they_were_made_in(server: RealS
         assert [at for _, _, at in found] == [100, 101, 102, 5, 6, 7]
 
 
+async def test_the_boots_of_a_compact_topic_say_whose_clock_it_was(server: RealServer, recorder: Recorder) -> None:
+    """I9: the frames of another machine's program are not placed by its clock because ours declared the topic later."""
+    frame = {"k": "0", "d": "x"}
+    await recorder.begin("boot-a", 0)
+    await recorder.add("x", "a", mono=1000)
+    recorder.wall += 1000
+    await recorder.add("rx", "b", mono=77, **frame)
+    recorder.wall += 1000
+    await recorder.add("x", "c", mono=1002)
+    recorder.wall += 1000
+    listed = f'[["0-1","other-pc"],["{recorder.wall}-0","boot-a"]]'
+    await recorder.client.hset(recorder.keys.form("rx"), mapping={"boot_id": "boot-a", "boots": listed})
+    await recorder.add("rx", "d", mono=1003.5, **frame)
+    async with order(server, recorder) as found:
+        assert [(name, at) for name, _, at in found] == [("a", 1000), ("b", 1001), ("c", 1002), ("d", 1003.5)]
+
+
 async def test_records_of_other_machines_are_placed_by_when_they_arrived(
     server: RealServer, recorder: Recorder
 ) -> None:

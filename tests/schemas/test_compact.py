@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from petalbus.schemas import CompactEntry, CompactForm, RecordInvalid
-from petalbus.schemas.compact import is_compact
+from petalbus.schemas.compact import MAX_UNNAMED, Declared, is_compact
 from petalbus.schemas.vocabulary import MAX_PAYLOAD_BYTES
 
 FORM = CompactForm(
@@ -49,6 +49,60 @@ def test_the_declaration_is_read_as_it_was_stored_and_later_members_do_not_matte
 def test_a_broken_declaration_is_refused(names: bytes) -> None:
     with pytest.raises(RecordInvalid, match="'form'"):
         CompactForm.from_hash(stored(FORM) | {b"names": names})
+
+
+@pytest.mark.parametrize("boots", [b"{", b"5", b'["1-0"]', b'[["1-0"]]', b'[["x","b"]]', b'[["1-0",7]]', b'[[1,"b"]]'])
+def test_a_broken_list_of_boots_is_refused(boots: bytes) -> None:
+    with pytest.raises(RecordInvalid, match="broken list of boots"):
+        CompactForm.from_hash(stored(FORM) | {b"boots": boots})
+
+
+def test_entries_keep_the_boot_that_they_were_written_in() -> None:
+    """I9: each boot's entries lie between its first id and the next boot's; ids compare as numbers."""
+    listed = b'[["9-1","boot-a"],["10-0","boot-b"],["10-10","boot-c"]]'
+    form = CompactForm.from_hash(stored(FORM) | {b"boots": listed, b"boot_id": b"boot-c"})
+    expected = {"9-1": "boot-a", "9-99": "boot-a", "10-0": "boot-b", "10-9": "boot-b", "10-10": "boot-c", "100-0": "boot-c"}
+    assert {place: form.decode(place, ENTRY.to_fields()).boot_id for place in expected} == expected
+
+
+def test_entries_older_than_all_known_boots_have_no_boot_clock_time() -> None:
+    """I9: a time of an unknown boot would be compared with the wrong clock."""
+    form = CompactForm.from_hash(stored(FORM) | {b"boots": b'[["9-1","boot-a"]]'})
+    record = form.decode("9-0", ENTRY.to_fields())
+    assert (record.boot_id, record.mono) == (None, None)
+
+
+def known() -> Declared:
+    declared = Declared()
+    declared.form = FORM
+    assert declared.outdated("1800000000000-0", CompactEntry("30", 10**12, b"").to_fields())
+    return declared
+
+
+def test_a_reader_looks_again_when_the_source_was_rebooted() -> None:
+    """I9: boot clock and stream ids part then, also where the new boot has lasted longer than the old one had."""
+    declared = known()
+    assert not declared.outdated("1800000001000-0", CompactEntry("30", 1001 * 10**9, b"").to_fields())
+    assert not declared.outdated("1800000002400-0", CompactEntry("30", 1002 * 10**9, b"").to_fields()), "a small delay"
+    assert declared.outdated("1800000030000-0", CompactEntry("30", 20 * 10**9, b"").to_fields())
+    assert not declared.outdated("1800000031000-0", CompactEntry("30", 21 * 10**9, b"").to_fields())
+    assert declared.outdated("1800009000000-0", CompactEntry("30", 100 * 10**9, b"").to_fields())
+
+
+def test_a_reader_looks_once_for_each_kind_without_a_name() -> None:
+    declared = known()
+    moment = 1800000000000
+    for number in range(1, MAX_UNNAMED + 1):
+        fields = CompactEntry(f"unnamed{number}", 10**12, b"").to_fields()
+        assert declared.outdated(f"{moment}-{number}", fields)
+        assert not declared.outdated(f"{moment}-{number}", fields)
+    assert not declared.outdated(f"{moment}-0", CompactEntry("one too many", 10**12, b"").to_fields()), "bounded"
+
+
+def test_a_reader_that_knows_nothing_looks_at_every_entry_and_minds_no_nonsense() -> None:
+    declared = Declared()
+    for fields in (ENTRY.to_fields(), [b"d", b"x"], [b"k", b"\xff", b"m", b"-", b"d", b""], [b"m", b"9" * 30]):
+        assert declared.outdated("1800000000000-0", fields)
 
 
 @pytest.mark.parametrize("missing", [b"topic", b"type_prefix", b"source", b"names"])

@@ -112,6 +112,14 @@ def test_a_compact_entry_is_read_and_written_byte_for_byte(vector: dict[str, Any
     assert list(CompactEntry(kind, record.mono or 0, record.raw).to_fields()) == wire(vector, "entry")
 
 
+@pytest.mark.parametrize(("stream_id", "boot_id"), load("compact")["boots"]["expect"].items())
+def test_a_compact_entry_is_of_the_boot_that_the_list_says(stream_id: str, boot_id: str | None) -> None:
+    golden = load("compact")
+    field, value = (bytes.fromhex(golden["boots"][name]) for name in ("field", "value"))
+    form = CompactForm.from_hash({**unhex(golden["form"]), field: value})
+    assert form.boot_at(stream_id) == boot_id
+
+
 @pytest.mark.parametrize("vector", vectors("conversions"))
 def test_a_record_becomes_each_message_byte_for_byte_and_comes_back(vector: dict[str, Any]) -> None:
     record = Record.from_fields(wire(vector))

@@ -25,6 +25,7 @@ class Item:
     lane: str
     kind: str
     order: tuple[int, int]
+    alone: bool = False
     starts: int = field(default=0)
 
 
@@ -55,10 +56,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.clock += 1
             self.push(Item(level, lane, kind, (self.clock, 0)), older=False)
 
-    @rule(level=LEVELS, lane=LANES, kind=KINDS, age=st.integers(0, 40))
-    def is_taken_over(self, level: Priority, lane: str, kind: str, age: int) -> None:
+    @rule(level=LEVELS, lane=LANES, kind=KINDS, age=st.integers(0, 40), alone=st.booleans())
+    def is_taken_over(self, level: Priority, lane: str, kind: str, age: int, alone: bool) -> None:
         self.clock += 1  # a stream id is unique; this one lies before those that arrived
-        self.push(Item(level, lane, kind, (max(0, self.clock - 1 - age), self.clock)), older=True)
+        self.push(Item(level, lane, kind, (max(0, self.clock - 1 - age), self.clock), alone), older=True)
 
     def push(self, item: Item, *, older: bool) -> None:
         self.scheduler.push(item, older=older)
@@ -102,7 +103,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         if any(one.order < item.order for one in lane):
             return False
         limit = LIMITS[item.kind]
-        if item.level is Priority.CRITICAL or limit is None:
+        if item.level is Priority.CRITICAL:
+            return True
+        if item.alone and any(one.alone and one.level is not Priority.CRITICAL for one in self.model_running):
+            return False
+        if limit is None:
             return True
         busy = sum(one.kind == item.kind and one.level is not Priority.CRITICAL for one in self.model_running)
         return busy < limit

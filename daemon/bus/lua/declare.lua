@@ -2,17 +2,16 @@
 -- Declare a compact topic: what is constant in it, and from which entry on its times are of the publisher's boot.
 -- KEYS: the declaration, the topic's stream
 -- ARGV: boot id, boots to remember, then names and values of the declaration
--- The list of boots is JSON: [[first stream id, boot id], ...]. A boot is added when it is not the last one.
+-- The list of boots is JSON: [[first stream id, boot id], ...]. A boot is added when it is not the last one. The last one
+-- in the list whose first id is not above an entry's is that entry's.
 -- Returns the number of boots in the list.
 local known = redis.call('HMGET', KEYS[1], 'boots', 'boot_id')
-local boots, first = {}, '0-1'
+local readable, boots = pcall(cjson.decode, known[1] or '')
+if not readable or type(boots) ~= 'table' then
+  boots = {known[2] and {'0-1', known[2]} or nil}  -- an earlier version knew one boot only
+end
+local first = '0-1'
 if redis.call('EXISTS', KEYS[2]) == 1 then
-  local readable, listed = pcall(cjson.decode, known[1] or '')
-  if readable and type(listed) == 'table' then
-    boots = listed
-  elseif known[2] then
-    boots = {{'0-1', known[2]}}  -- declared by a version that knew one boot only
-  end
   local info = redis.call('XINFO', 'STREAM', KEYS[2])
   for at = 1, #info, 2 do
     if info[at] == 'last-generated-id' then
