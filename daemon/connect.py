@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from petalbus.daemon.bus.client import Bus
@@ -25,5 +26,8 @@ def connect(
     """
     if url is None:
         running = discover(data)
-        return Bus(running.url, app=app, bus=bus or running.bus, options=options)
+        chosen = options or BusOptions()
+        if chosen.durability is None:
+            chosen = replace(chosen, durability=running.durability)
+        return Bus(running.url, app=app, bus=bus or running.bus, options=chosen)
     return Bus(url, app=app, bus=bus or "petalbus", options=options)

@@ -1,6 +1,6 @@
 """Where a bus keeps its files, and the one place that knows their names.
 
-<data>/                 $XDG_STATE_HOME/petalbus, or the directory given as --data
+<data>/                 $PETALBUS_DATA, else $XDG_STATE_HOME/petalbus; or the directory given as --data
     bus.json            the running bus, for the command line tools (see petalbus.daemon.server.discover)
     bus.lock            held (flock) by the daemon that owns this directory; contains its process id
     bus.sock            the embedded server's unix socket (elsewhere when this path is too long for a socket)
@@ -28,10 +28,13 @@ class DataDirectoryError(OSError):
 
 
 def default_data_dir() -> Path:
-    """The data directory when none is given: ``$XDG_STATE_HOME/petalbus``, else ``~/.local/state/petalbus``.
+    """The data directory when none is given.
 
-    Raises ``DataDirectoryError`` when there is no home directory to be found either.
+    ``$PETALBUS_DATA``, else ``$XDG_STATE_HOME/petalbus``, else ``~/.local/state/petalbus``. Raises
+    ``DataDirectoryError`` when there is no home directory to be found either.
     """
+    if named := os.environ.get("PETALBUS_DATA"):
+        return Path(named).expanduser()
     state = Path(os.environ.get("XDG_STATE_HOME", ""))
     if state.is_absolute():  # the XDG specification: a relative path is to be ignored
         return state / "petalbus"

@@ -10,8 +10,9 @@ import logging
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
+from petalbus.daemon.bus import durability
 from petalbus.daemon.bus.clock import BusClock
-from petalbus.daemon.bus.connection import ServerError
+from petalbus.daemon.bus.connection import ServerError, pack
 from petalbus.daemon.bus.consumer import Consumer, consumer_name
 from petalbus.daemon.bus.dead import DeadLetters
 from petalbus.daemon.bus.errors import BusError, BusUnavailable
@@ -84,6 +85,9 @@ class Bus(Sender):
             await self._outbox.close()
             raise
         self._started = True
+        if self.options.durability is None:
+            self._outbox.on_reconnect.append(self._ask_durability)
+            self._ask_durability()
         self._bus_clock = BusClock(self.clock, keys=self.keys, outbox=self._outbox, changed=self._clock_changed)
         try:
             if self.address.path is None and not self.options.beside_bus:
@@ -239,6 +243,13 @@ class Bus(Sender):
             except BusUnavailable as error:
                 log.warning("%s cannot consume yet: %s", self.app, error)
         await self._stop_presence()
+
+    def _ask_durability(self) -> None:
+        # Nobody waits for the answer: the server answers in order, so it is here before the first receipt.
+        self._outbox.submit(pack(durability.QUESTION), self._told_durability)
+
+    def _told_durability(self, reply: Any) -> None:
+        self.durability = durability.read_answer(reply)
 
     async def _be_present(self) -> None:
         name = consumer_name(self.app)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from petalbus.daemon.bus import durability
 from petalbus.daemon.bus.envelope import Route, bulk, checked_id, payload, record_item
 from petalbus.daemon.bus.errors import BusError, IdConflict, QueueFull, RateLimited, RequestTimeout
 from petalbus.daemon.bus.keys import Keys, checked_name
@@ -31,9 +32,9 @@ _FIRST = False  # a receipt's ``duplicate``
 class Receipt(NamedTuple):
     """The record is stored. ``duplicate``: it was stored before, and ``stream_id`` is the first one's.
 
-    ``durability`` is what the server promises for it: ``everysec`` (kill -9 of anything loses nothing, a power cut up
-    to
-    about two seconds) or ``always``.
+    ``durability`` is what the server promises for it. Kill -9 of anything loses nothing, and a power cut loses up to about
+    two seconds (``everysec``), nothing (``always``), or what the operating system had not written yet (``no``). With
+    ``memory`` the server writes no append-only file: its end loses everything. ``unknown``: it does not tell this user.
     """
 
     stream_id: str
@@ -63,6 +64,7 @@ class Sender:
         self._topics: dict[tuple[str, str], Route] = {}
         self._declared: dict[str, int] = {}
         self._fetching: set[asyncio.Task[None]] = set()
+        self.durability = self.options.durability or durability.UNKNOWN
         self._in_flight = 0
         self._many = min(_MANY_IN_FLIGHT, self.options.max_in_flight)
         self._room = asyncio.Event()
@@ -186,7 +188,7 @@ class Sender:
         finally:
             self._in_flight -= 1
             self._room.set()
-        return Receipt(answer.decode(), message_id, _FIRST, self.options.durability)
+        return Receipt(answer.decode(), message_id, _FIRST, self.durability)
 
     async def publish_compact(self, form: CompactForm, entries: Iterable[CompactEntry]) -> list[str]:
         """Append entries to a compact topic in one write; returns their stream ids. Errors as ``publish``."""
@@ -259,7 +261,7 @@ class Sender:
         if answer[:1].isdigit():
             if self._outbox.any_full:
                 self._outbox.note_full(self.keys.inbox(str(recipient), priority), full=False)
-            return Receipt(answer.decode(), message_id, _FIRST, self.options.durability)
+            return Receipt(answer.decode(), message_id, _FIRST, self.durability)
         if answer == b"!":
             level = Priority(priority).name
             self._outbox.note_full(self.keys.inbox(str(recipient), priority), full=True)
@@ -274,7 +276,7 @@ class Sender:
                 f"id {message_id!r} was used before by {owner!r} for {first!r} at priority {level}; not stored, "
                 "use a new id for a new message"
             )
-        return Receipt(known.entry, message_id, duplicate=True, durability=self.options.durability)
+        return Receipt(known.entry, message_id, duplicate=True, durability=self.durability)
 
     def _stored(self, answer: bytes | BaseException, message_id: str, route: Route) -> None:
         """A request's own receipt: an error ends the wait; a repetition may have its reply already."""

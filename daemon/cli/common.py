@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -32,7 +31,10 @@ Data = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line; errors too.")]
 App = Annotated[str, typer.Argument(metavar="APP", help="An application, such as vehicle.")]
 PriorityName = Annotated[
-    str, typer.Option("--priority", metavar="LEVEL", help="low, normal, high or critical (or 1 to 4).")
+    str | None,
+    typer.Option(
+        "--priority", metavar="LEVEL", help="low, normal, high or critical (or 1 to 4); else what the record calls for."
+    ),
 ]
 MessageId = Annotated[
     str | None, typer.Option("--id", metavar="ID", help="Message id; sending it again has no second effect.")
@@ -42,20 +44,13 @@ Payload = Annotated[
 ]
 
 
-def data_dir(data: Path | None) -> Path | None:
-    """The data directory to use: the one given, else PETALBUS_DATA, else None for the default one."""
-    if data is None and os.environ.get("PETALBUS_DATA"):
-        return Path(os.environ["PETALBUS_DATA"])
-    return data
-
-
 @asynccontextmanager
 async def client(data: Path | None) -> AsyncIterator[Bus]:
     """A client of the running bus, not shown among the applications. Raises NoRunningBus and BusUnavailable."""
     from petalbus.daemon.bus.options import BusOptions
     from petalbus.daemon.connect import connect
 
-    async with connect(app=TOOL_APP, data=data_dir(data), options=BusOptions(presence=False)) as bus:
+    async with connect(app=TOOL_APP, data=data, options=BusOptions(presence=False)) as bus:
         yield bus
 
 
@@ -98,8 +93,10 @@ def parse_json(text: str) -> Any:
         raise BadUsage(f"{place}: {error}") from None
 
 
-def priority_of(text: str) -> int:
-    """A priority level by name or number; raises BadUsage."""
+def priority_of(text: str | None) -> int | None:
+    """A priority level by name or number; None when none is given: the bus then chooses. Raises BadUsage."""
+    if text is None:
+        return None
     from petalbus.schemas.vocabulary import Priority
 
     try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from petalbus.daemon.cli.common import Data, Json, data_dir, duration, run, say, say_json
+from petalbus.daemon.cli.common import Data, Json, duration, run, say, say_json
 from petalbus.daemon.cli.exits import BadUsage
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def replay(
             typer.echo(f"{progress.records} records, {duration(progress.position)} of the recording", err=True)
 
     report = run(
-        play(data_dir(data), into=into, start=first, end=last, streams=wanted, speed=pace, progress=tell), show_log=True
+        play(data, into=into, start=first, end=last, streams=wanted, speed=pace, progress=tell), show_log=True
     )
     if json:
         say_json({"event": "done", **asdict(report)})

@@ -34,7 +34,7 @@ def request(
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="How long to wait; then it must not run.")
     ] = 5.0,
-    priority: PriorityName = "normal",
+    priority: PriorityName = None,
     message_id: MessageId = None,
     key: Annotated[
         str | None, typer.Option("--key", metavar="KEY", help="Records of one key are handled in order.")

@@ -26,7 +26,7 @@ def send(
     recipient: App,
     record_type: Annotated[str, typer.Argument(metavar="TYPE", help="The record's type, such as command.")],
     payload: Payload,
-    priority: PriorityName = "normal",
+    priority: PriorityName = None,
     message_id: MessageId = None,
     deadline: Annotated[
         float | None, typer.Option("--deadline", metavar="SECONDS", help="After so long it must not run any more.")

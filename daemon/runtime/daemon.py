@@ -126,7 +126,9 @@ class Daemon:
         if endpoint is not None:
             supervisor.start("mavlink", mavlink_part(self._connect, settings, endpoint), stops=1)
         pid = self._server.pid if self._server is not None else None
-        self._running = announce(self._paths, url=self._url, bus=settings.bus, server_pid=pid)
+        self._running = announce(
+            self._paths, url=self._url, bus=settings.bus, server_pid=pid, durability=bus.durability
+        )
         stack.callback(withdraw, self._paths)
         heard = endpoint is not None and await vehicle_heard(
             supervisor.parts["mavlink"], within=_VEHICLE_SECONDS if settings.sim_enabled else 0
@@ -176,7 +178,9 @@ class Daemon:
             self._end()
 
     def _connect(self, app: str) -> Bus:
-        options = BusOptions(durability=self._settings.fsync, beside_bus=True)
+        # only the embedded server is known to do what the setting says; another one is asked
+        fsync = self._settings.fsync if self._server is not None else None
+        options = BusOptions(durability=fsync, beside_bus=True)
         return Bus(self._url, app=app, bus=self._settings.bus, options=options)
 
     def status(self) -> dict[str, Any]:

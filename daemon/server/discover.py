@@ -23,6 +23,7 @@ class RunningBus:
     ``url``: of the server (may hold a password: the file is readable by this user alone). ``bus``: the bus's name.
     ``daemon_started``: clock ticks since boot. ``server_pid``: ``None`` unless the server is embedded. ``token``:
     random, new for every run of the daemon. ``since``: CLOCK_BOOTTIME nanoseconds at which the bus became ready.
+    ``durability``: what receipts state; ``None`` in the file of a version that did not know it.
     """
 
     url: str
@@ -34,13 +35,21 @@ class RunningBus:
     token: str
     version: str
     since: int
+    durability: str | None = None
 
     def with_server(self, pid: int) -> RunningBus:
         """The same bus after its server was restarted as process ``pid``."""
         return replace(self, server_pid=pid)
 
 
-def announce(paths: DataPaths, *, url: str, bus: str = "petalbus", server_pid: int | None = None) -> RunningBus:
+def announce(
+    paths: DataPaths,
+    *,
+    url: str,
+    bus: str = "petalbus",
+    server_pid: int | None = None,
+    durability: str | None = None,
+) -> RunningBus:
     """Write bus.json for this process, which must hold the directory's lock, and return what it says."""
     me = ProcessIdentity.of(os.getpid())
     running = RunningBus(
@@ -53,6 +62,7 @@ def announce(paths: DataPaths, *, url: str, bus: str = "petalbus", server_pid: i
         token=secrets.token_hex(16),
         version=__version__,
         since=boot_clock_ns(),
+        durability=durability,
     )
     update(paths, running)
     return running

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bus.clients import until
 from petalbus.daemon.bus.client import Bus
 from petalbus.daemon.bus.errors import IdConflict, ReplyError
 from petalbus.daemon.bus.handlers import Context, Progress
@@ -16,11 +17,11 @@ from petalbus.schemas.compact import CompactEntry, CompactForm
 from petalbus.schemas.record import Record
 from petalbus.schemas.vocabulary import Priority, Status
 
-from bus.clients import until
-
 
 async def scenario(url: str, bus_name: str) -> None:
-    """Send, handle, answer, fail, bury, mend, cancel, expire, publish; an AssertionError where it is not as promised."""
+    """Send, handle, answer, fail, bury, mend, cancel, expire, publish; an AssertionError where it is not as
+    promised.
+    """
     options = BusOptions(retry_first=0.01, heartbeat=0.1, dead_after=0.5)
     app, gcs = (Bus(url, app=name, bus=bus_name, options=options) for name in ("vehicle", "gcs"))
     hold = asyncio.Event()
@@ -73,10 +74,16 @@ def _handlers(app: Bus, hold: asyncio.Event) -> None:
 async def _answers(gcs: Bus) -> None:
     notes: list[Any] = []
     reply = await gcs.request(
-        "vehicle", "command", {"command": "arm"}, priority=Priority.HIGH, on_progress=lambda note: notes.append(note.kind)
+        "vehicle",
+        "command",
+        {"command": "arm"},
+        priority=Priority.HIGH,
+        on_progress=lambda note: notes.append(note.kind),
     )
     assert reply.data == {"status": "success", "result": "arm"}
-    assert (await gcs.request("vehicle", "steps", {}, on_progress=lambda note: notes.append(note.kind))).data == {"done": True}
+    assert (await gcs.request("vehicle", "steps", {}, on_progress=lambda note: notes.append(note.kind))).data == {
+        "done": True
+    }
     assert [str(kind) for kind in notes] == ["accepted", "progress"]
     with pytest.raises(ReplyError, match="nobody handles"):
         await gcs.request("vehicle", "unheard", {})

@@ -1,4 +1,6 @@
-"""The life of a few messages in the bus's scripts alone, without blocking reads: runs on everything that speaks Redis."""
+"""The life of a few messages in the bus's scripts alone, without blocking reads: runs on everything that
+speaks Redis.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,11 @@ async def scripts_scenario(scripts: Scripts) -> None:
     """Append, read, begin, commit, die, take over, fence, retire, cancel, requeue; asserts what each leaves behind."""
     call, keys = scripts.connection.call, scripts.keys
     first, second, third = await scripts.append("a", "b", "c")
-    assert await scripts.append("b", "d", "b") == [b"q" + second + b"|2|app|gcs", (await _last(scripts)), await scripts.known("b")]
+    assert await scripts.append("b", "d", "b") == [
+        b"q" + second + b"|2|app|gcs",
+        (await _last(scripts)),
+        await scripts.known("b"),
+    ]
     await call("XGROUP", "CREATE", scripts.inbox, GROUP, "0")
     assert await scripts.read("c1", 3) == [first, second, third]
 

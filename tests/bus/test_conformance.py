@@ -1,23 +1,24 @@
-"""The same scenario on every real server, over every transport, on both event loops, and on fakeredis, which differs."""
+"""The same scenario on every real server, over every transport, on both event loops, and on fakeredis, which
+differs.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import pytest
 import uvloop
 
+from bus.scenario import scenario
+from bus.scripts_scenario import Scripts, scripts_scenario
 from petalbus.daemon.bus.client import Bus
 from petalbus.daemon.bus.connection import Connection, ServerError, open_connection
 from petalbus.daemon.bus.errors import BusError, ServerRefused
 from petalbus.daemon.bus.options import BusOptions
 from petalbus.daemon.bus.url import parse
 
-from bus.scenario import scenario
-from bus.scripts_scenario import Scripts, scripts_scenario
 from support.proxy import Proxy
 from support.servers import RealServer, TlsServer, free_port
 
@@ -69,8 +70,14 @@ async def test_a_wrong_address_says_what_is_wrong(tls_server: TlsServer, wrong: 
         "password": (f"redis://petalbus:wrong-one@{host}:{tls_server.port}", "WRONGPASS"),
         "user": (f"redis://nobody:secret@{host}:{tls_server.port}", "WRONGPASS"),
         "authority": (f"rediss://petalbus:secret@{host}:{tls_server.tls_port}", "certificate verify failed"),
-        "plain-to-tls": (f"redis://petalbus:secret@{host}:{tls_server.tls_port}", "no connection|no server|refused|closed|lost"),
-        "tls-to-plain": (f"rediss://petalbus:secret@{host}:{tls_server.port}?ca={tls_server.ca}", "no connection|no server"),
+        "plain-to-tls": (
+            f"redis://petalbus:secret@{host}:{tls_server.tls_port}",
+            "no connection|no server|refused|closed|lost",
+        ),
+        "tls-to-plain": (
+            f"rediss://petalbus:secret@{host}:{tls_server.port}?ca={tls_server.ca}",
+            "no connection|no server",
+        ),
         "nobody-there": (f"redis://petalbus:secret@{host}:1", "no server|refused"),
     }[wrong]
     bus = Bus(url, app="gcs", options=BusOptions(connect_timeout=0.5))
@@ -125,15 +132,15 @@ async def test_the_scripts_on_fakeredis(fake_server: str) -> None:
 
 
 async def test_how_fakeredis_differs(fake_server: str) -> None:
-    """Why it is no proof of the bus: no INFO, so the client refuses it; no script flags, so nothing may pass a full memory.
+    """Why it is no proof of the bus: no INFO, so the client refuses it; no script flags, so nothing passes a full memory.
 
-    (A blocking read ignores its block there as well, and it knows no CLIENT KILL and no memory ceiling.) When one of these
-    begins to work, this test fails, and the whole scenario may be tried there.
+    (A blocking read ignores its block there as well, and it knows no CLIENT KILL and no memory ceiling.)
+    When one of these begins to work, this test fails, and the whole scenario may be tried there.
     """
     bus = Bus(fake_server, app="gcs", options=BusOptions(connect_timeout=1.0))
-    with pytest.raises(ServerRefused, match="(?i)unknown command 'info'"):
+    with pytest.raises(ServerRefused, match=r"(?i)unknown command 'info'"):
         await bus.start()
     connection = await connected(fake_server)
-    with pytest.raises(ServerError, match="(?i)error"):
+    with pytest.raises(ServerError, match=r"(?i)error"):
         await connection.call("EVAL", b"#!lua flags=allow-oom\nreturn 1", 0)
     connection.close()

@@ -6,14 +6,13 @@ import asyncio
 
 import pytest
 
+from bus.clients import Clients, pending, until
 from petalbus.daemon.bus.client import Bus
 from petalbus.daemon.bus.dead import NoSuchDeadLetter
 from petalbus.daemon.bus.errors import ReplyError
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.record import Record
 from petalbus.schemas.vocabulary import Priority, Status
-
-from bus.clients import Clients, pending, until
 
 
 async def mortician(clients: Clients) -> tuple[Bus, Bus, list[Record]]:
@@ -152,4 +151,4 @@ async def test_many_letters_are_listed_in_pages(clients: Clients) -> None:
         pages.append([letter.record.id for letter in page])
         after = page[-1].entry
     assert [len(page) for page in pages] == [10, 10, 5]
-    assert sum(pages, []) == [f"d{n}" for n in range(25)]
+    assert [one for page in pages for one in page] == [f"d{n}" for n in range(25)]

@@ -7,12 +7,12 @@ from collections import Counter
 
 import pytest
 
+from bus.clients import Clients, pending, replies_to, until
 from petalbus.daemon.bus.client import Bus
 from petalbus.daemon.bus.errors import BusFull, BusUnavailable
 from petalbus.schemas.record import Record
 from petalbus.schemas.vocabulary import Status
 
-from bus.clients import Clients, pending, replies_to, until
 from support.servers import RealServer, poll_until
 
 
@@ -32,11 +32,15 @@ class Member:
 
 
 def full(server: RealServer) -> None:
-    """The ceiling is reached. (Clients have room of their own, or the server would throw them out one after the other.)"""
+    """The ceiling is reached. (Clients have room of their own, or the server would throw them out one after
+    the other.)
+    """
     server.command("CONFIG", "SET", "maxmemory-clients", "0", "maxmemory", "1")
 
 
-async def test_at_the_ceiling_work_is_finished_and_sends_are_refused(own_clients: Clients, own_server: RealServer) -> None:
+async def test_at_the_ceiling_work_is_finished_and_sends_are_refused(
+    own_clients: Clients, own_server: RealServer
+) -> None:
     """I5, I6: commits, replies, dead letters and heartbeats pass; new records do not; nobody is taken for dead."""
     members = [Member(own_clients.make("app")) for _ in range(2)]
     for member in members:
@@ -88,7 +92,9 @@ async def _drained(gcs: Bus) -> bool:
     return await pending(gcs, "app") == 0
 
 
-async def test_a_dead_letter_can_be_mended_once_there_is_room_again(own_clients: Clients, own_server: RealServer) -> None:
+async def test_a_dead_letter_can_be_mended_once_there_is_room_again(
+    own_clients: Clients, own_server: RealServer
+) -> None:
     """A requeue at the ceiling either works or leaves the letter where it was: never neither."""
     app, gcs = own_clients.make("app", max_attempts=1), await own_clients.open("gcs")
 
@@ -112,7 +118,9 @@ async def test_a_dead_letter_can_be_mended_once_there_is_room_again(own_clients:
 
 
 async def test_a_disk_that_cannot_be_written_is_waited_out(own_clients: Clients, own_server: RealServer) -> None:
-    """I1, I6: MISCONF: sends say that nothing was stored; finished work is settled when the disk is back, nobody died."""
+    """I1, I6: MISCONF: sends say that nothing was stored; finished work is settled when the disk is back,
+    nobody died.
+    """
     members = [Member(own_clients.make("app")) for _ in range(2)]
     for member in members:
         await member.bus.start()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import Counter
 from typing import Any
 
 import pytest
 
+from bus.clients import Clients, pending, replies_to, until
 from petalbus.daemon.bus.errors import HandlerError, ReplyError
 from petalbus.daemon.bus.handlers import Context, Reply
 from petalbus.schemas.record import Record
 from petalbus.schemas.vocabulary import Priority, ReplyKind, Status
-
-from bus.clients import Clients, pending, replies_to, until
 
 
 async def test_records_of_a_source_are_handled_in_order(clients: Clients) -> None:
@@ -196,7 +196,9 @@ async def test_whatever_a_handler_does_the_next_record_is_handled(clients: Clien
 
 
 async def test_a_handler_is_tried_again_with_growing_pauses_then_buried(clients: Clients) -> None:
-    """I8: `rerun` work: attempts with backoff up to the declared number, then one dead letter with attempts and traceback."""
+    """I8: `rerun` work: attempts with backoff up to the declared number, then one dead letter with attempts
+    and traceback.
+    """
     app, gcs = clients.make("app", retry_first=0.02, retry_most=0.05), await clients.open("gcs")
     times: list[float] = []
     attempts: list[int] = []
@@ -211,7 +213,7 @@ async def test_a_handler_is_tried_again_with_growing_pauses_then_buried(clients:
     with pytest.raises(ReplyError, match="the port is gone"):
         await gcs.request("app", "flaky", {"n": 1}, id="f1")
     assert attempts == [1, 2, 3, 4]
-    pauses = [later - sooner for sooner, later in zip(times, times[1:], strict=False)]
+    pauses = [later - sooner for sooner, later in itertools.pairwise(times)]
     assert pauses[0] >= 0.019
     assert pauses[1] >= 0.039
     assert pauses[2] >= 0.049, "the longest pause holds"
@@ -226,7 +228,9 @@ async def test_a_handler_is_tried_again_with_growing_pauses_then_buried(clients:
 
 
 async def test_a_retry_that_succeeds_leaves_no_trace_but_the_attempt(clients: Clients) -> None:
-    """A handler that fails twice and then works: one result, no dead letter; HandlerError(retry=True) counts as failing."""
+    """A handler that fails twice and then works: one result, no dead letter; HandlerError(retry=True) counts
+    as failing.
+    """
     app, gcs = clients.make("app", retry_first=0.01), await clients.open("gcs")
 
     @app.on("flaky")
@@ -280,7 +284,9 @@ async def test_a_failing_record_does_not_hold_up_others(clients: Clients) -> Non
 
 
 async def test_entries_that_are_no_records_are_buried_with_their_reason(clients: Clients) -> None:
-    """I8, S-153: what a foreign program wrote into the inbox: each kind of nonsense is kept as a dead letter; all else goes on."""
+    """I8, S-153: what a foreign program wrote into the inbox: each kind of nonsense is kept as a dead letter;
+    all else goes on.
+    """
     app, gcs = clients.make("app"), await clients.open("gcs")
 
     @app.on("n")
@@ -350,7 +356,9 @@ async def test_critical_overtakes_everything_that_waits(clients: Clients) -> Non
 
 
 async def test_higher_levels_go_first_and_low_gets_its_turn(clients: Clients) -> None:
-    """I4: a backlog on every level: CRITICAL, then HIGH before NORMAL before LOW; LOW has at least 5 % of the starts."""
+    """I4: a backlog on every level: CRITICAL, then HIGH before NORMAL before LOW; LOW has at least 5 % of the
+    starts.
+    """
     app, gcs = clients.make("app", workers=1), await clients.open("gcs")
     starts: list[Priority] = []
     gate = asyncio.Event()
@@ -375,7 +383,9 @@ async def test_higher_levels_go_first_and_low_gets_its_turn(clients: Clients) ->
 
 
 async def test_a_full_read_ahead_is_refilled_without_a_pause(clients: Clients) -> None:
-    """No lost wake-up: with instant handlers a backlog of many windows is worked off without ever waiting for a block."""
+    """No lost wake-up: with instant handlers a backlog of many windows is worked off without ever waiting for
+    a block.
+    """
     app, gcs = clients.make("app"), await clients.open("gcs")
     last, longest, count = 0.0, 0.0, 0
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
+from bus.clients import Clients, pending, replies_to, until
 from petalbus.daemon.bus.client import Bus
 from petalbus.daemon.bus.errors import ReplyError, RequestCancelled, RequestTimeout
 from petalbus.daemon.bus.handlers import Context
 from petalbus.schemas.record import Record
 from petalbus.schemas.vocabulary import ReplyKind, Status
-
-from bus.clients import Clients, pending, replies_to, until
 
 
 class Slow:
@@ -72,7 +71,9 @@ async def test_every_status_on_the_way(clients: Clients) -> None:
 
 
 async def test_a_command_is_not_run_after_its_deadline(clients: Clients) -> None:
-    """S-104, S-135: an expired command never runs; its status is timeout, its sender gets one error reply that says so."""
+    """S-104, S-135: an expired command never runs; its status is timeout, its sender gets one error reply that
+    says so.
+    """
     slow, gcs = Slow(clients), await clients.open("gcs")
     await gcs.send("app", "slow", {}, id="late", deadline=0.05)
     await gcs.send("app", "slow", {}, id="in-time", deadline=60)
@@ -213,7 +214,9 @@ async def test_what_is_settled_or_unknown_cannot_be_cancelled(clients: Clients) 
 
 
 async def test_a_cancellation_right_behind_its_message_is_never_lost(clients: Clients) -> None:
-    """Sent and cancelled at once, a hundred times: what cancel() said yes to ends as cancelled, unless it had finished."""
+    """Sent and cancelled at once, a hundred times: what cancel() said yes to ends as cancelled, unless it had
+    finished.
+    """
     slow, gcs = Slow(clients), await clients.open("gcs")
     await slow.bus.start()
     for number in range(100):

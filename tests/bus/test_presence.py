@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from bus.clients import Clients, until
 from petalbus.daemon.bus.client import Bus
 from petalbus.schemas.record import Record
 
-from bus.clients import Clients, until
 from support.procs import Children
 
 SITTER = """

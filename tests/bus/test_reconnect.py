@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bus.clients import Clients, pending, replies_to, until
 from petalbus.daemon.bus.client import Bus
 from petalbus.daemon.bus.connection import ServerError
 from petalbus.daemon.bus.errors import BusUnavailable, OutcomeUnknown
@@ -17,7 +18,6 @@ from petalbus.daemon.bus.handlers import Context, Progress
 from petalbus.schemas.record import Record
 from petalbus.schemas.vocabulary import Priority, ReplyKind, Status
 
-from bus.clients import Clients, pending, replies_to, until
 from support.proxy import Proxy
 from support.servers import RealServer
 
@@ -51,7 +51,9 @@ async def test_traffic_goes_on_after_the_server_was_away(own_clients: Clients, o
     gcs = await own_clients.open("gcs")
     sends = [asyncio.create_task(gcs.send("app", "n", {"n": n}, id=f"s{n}"), name=f"send-{n}") for n in range(200)]
     asks = [
-        asyncio.create_task(gcs.request("app", "n", {"n": n}, id=f"r{n}", priority=Priority.HIGH, timeout=15), name="ask")
+        asyncio.create_task(
+            gcs.request("app", "n", {"n": n}, id=f"r{n}", priority=Priority.HIGH, timeout=15), name="ask"
+        )
         for n in range(200)
     ]
     await until(lambda: len(app.runs) > 20, "traffic flows")
@@ -93,7 +95,9 @@ async def test_while_the_server_is_away_sends_wait_and_then_say_what_is_known(
 async def test_work_that_was_finished_while_the_server_was_away_is_settled_not_repeated(
     own_clients: Clients, own_server: RealServer
 ) -> None:
-    """I2: the result waits longer than any send may; it is committed when the server is back, and nothing runs twice."""
+    """I2: the result waits longer than any send may; it is committed when the server is back, and nothing runs
+    twice.
+    """
     app = own_clients.make("app", send_timeout=0.5)
     started, go = asyncio.Event(), asyncio.Event()
     runs = Counter[str]()
@@ -313,7 +317,9 @@ async def test_a_destroyed_group_loses_and_doubles_nothing(clients: Clients, ser
     assert {number for one, number in runs.items() if int(one[1:]) < 5} == {1}, "settled work ran again"
 
 
-async def test_a_server_that_is_loading_is_waited_for(own_clients: Clients, own_server: RealServer, tmp_path: Path) -> None:
+async def test_a_server_that_is_loading_is_waited_for(
+    own_clients: Clients, own_server: RealServer, tmp_path: Path
+) -> None:
     """LOADING: the server answers and does not serve yet; the client goes on when it does."""
     app = Counting(own_clients.make("app"))
     await app.bus.start()
@@ -335,7 +341,9 @@ async def test_a_frozen_server_is_waited_for(own_clients: Clients, own_server: R
     gcs = await own_clients.open("gcs", patience=1.0)
     await gcs.request("app", "n", {"n": 0}, id="m0")
     own_server.freeze()
-    asks = [asyncio.create_task(gcs.request("app", "n", {"n": n}, id=f"m{n}", timeout=15), name="ask") for n in range(1, 50)]
+    asks = [
+        asyncio.create_task(gcs.request("app", "n", {"n": n}, id=f"m{n}", timeout=15), name="ask") for n in range(1, 50)
+    ]
     await asyncio.sleep(2.5)
     own_server.thaw()
     assert [reply.data["n"] for reply in await asyncio.gather(*asks)] == list(range(1, 50))
@@ -351,7 +359,9 @@ async def test_connections_that_break_one_by_one_at_random_moments(clients: Clie
     gcs = await clients.open("gcs", url=proxy.url)
     asks = []
     for number in range(300):
-        asks.append(asyncio.create_task(gcs.request("app", "n", {"n": number}, id=f"m{number}", timeout=20), name="ask"))
+        asks.append(
+            asyncio.create_task(gcs.request("app", "n", {"n": number}, id=f"m{number}", timeout=20), name="ask")
+        )
         if number % 10 == 9:
             proxy.cut()
             await asyncio.sleep(0.01)
@@ -366,13 +376,15 @@ async def test_connections_that_break_one_by_one_at_random_moments(clients: Clie
 
 
 async def test_a_subscription_goes_on_after_the_server_was_away(own_clients: Clients, own_server: RealServer) -> None:
-    """A subscriber keeps its place over kill -9 of the server; nothing is missed; what it had in hand may come again."""
+    """A subscriber keeps its place over kill -9 of the server; nothing is missed; what it had in hand may come
+    again.
+    """
     gcs, app = await own_clients.open("gcs"), await own_clients.open("app")
     seen: list[int] = []
 
     async def collect() -> None:
         async for record in app.subscribe("news", start="oldest"):
-            seen.append(record.data)
+            seen.append(record.data)  # noqa: PERF401  # somebody watches the list grow
 
     task = asyncio.create_task(collect(), name="collect")
     for number in range(50):

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
+from bus.clients import Clients, replies_to, until
 from petalbus.daemon.bus.client import Bus
 from petalbus.daemon.bus.errors import HandlerError, ReplyError, RequestTimeout
 from petalbus.daemon.bus.handlers import Context, Progress, Reply
 from petalbus.schemas.record import Record
 from petalbus.schemas.vocabulary import Priority, ReplyKind, Status
-
-from bus.clients import Clients, replies_to, until
 
 
 def with_handlers(bus: Bus) -> Bus:
@@ -66,10 +65,14 @@ def with_handlers(bus: Bus) -> Bus:
 
 
 async def test_what_a_handler_returns_is_the_reply(clients: Clients) -> None:
-    """None answers with an empty object, a payload with ``<type>_response``, a Reply with what it says, bytes with bytes."""
+    """None answers with an empty object, a payload with ``<type>_response``, a Reply with what it says, bytes
+    with bytes.
+    """
     await with_handlers(clients.make("app")).start()
     gcs = await clients.open("gcs")
-    reply = await gcs.request("app", "payload", {"n": 5}, id="q1", traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01")
+    reply = await gcs.request(
+        "app", "payload", {"n": 5}, id="q1", traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+    )
     assert (reply.data, reply.type, reply.kind) == ({"seen": {"n": 5}}, "payload_response", ReplyKind.RESULT)
     assert (reply.source, reply.recipient, reply.reply_to) == ("app", "gcs", "q1")
     assert reply.traceparent == "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
@@ -274,11 +277,11 @@ async def test_one_id_is_waited_for_once_in_a_process(clients: Clients) -> None:
     assert (await first).reply_to == "x"
 
 
-@pytest.mark.parametrize(
-    "said", [Progress({"n": 1}), Reply({}, ReplyKind.ACCEPTED)], ids=["progress", "accepted"]
-)
+@pytest.mark.parametrize("said", [Progress({"n": 1}), Reply({}, ReplyKind.ACCEPTED)], ids=["progress", "accepted"])
 async def test_a_note_is_no_result(clients: Clients, said: Reply) -> None:
-    """A plain handler that returns a note instead of a result is at fault: the sender gets a final reply all the same."""
+    """A plain handler that returns a note instead of a result is at fault: the sender gets a final reply all
+    the same.
+    """
     app, gcs = clients.make("app", max_attempts=1), await clients.open("gcs")
 
     @app.on("note")

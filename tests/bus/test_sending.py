@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
+from bus.clients import Clients
 from petalbus.daemon.bus.errors import BusFull, IdConflict, QueueFull, RateLimited
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.record import Record
 from petalbus.schemas.vocabulary import MAX_PAYLOAD_BYTES, Priority
 
-from bus.clients import Clients
 from support.servers import RealServer
 
 
@@ -38,7 +38,9 @@ async def test_a_receipt_names_what_is_stored(clients: Clients, server: RealServ
 
 @pytest.mark.parametrize("level", list(Priority))
 async def test_each_priority_has_its_stream(clients: Clients, server: RealServer, level: Priority) -> None:
-    """S-085, S-105, S-106, S-107, S-108, S-146: four inbox streams an app; the one of the level gets the record, no other."""
+    """S-085, S-105, S-106, S-107, S-108, S-146: four inbox streams an app; the one of the level gets the
+    record, no other.
+    """
     gcs = await clients.open("gcs")
     await gcs.send("app", "ping", {}, priority=level)
     lengths = {other: server.command("XLEN", gcs.keys.inbox("app", other)) for other in Priority}
@@ -49,7 +51,9 @@ async def test_a_duplicate_gets_the_first_ones_stream_id(clients: Clients, serve
     """I2: one entry per id, also from a second process of the same app, also hundreds at once."""
     one, two = await clients.open("gcs"), await clients.open("gcs")
     first = await one.send("app", "ping", {"n": 1}, id="same")
-    again = await asyncio.gather(*(bus.send("app", "ping", {"n": 1}, id="same") for bus in (one, two) for _ in range(100)))
+    again = await asyncio.gather(
+        *(bus.send("app", "ping", {"n": 1}, id="same") for bus in (one, two) for _ in range(100))
+    )
     assert {receipt.stream_id for receipt in again} == {first.stream_id}
     assert all(receipt.duplicate for receipt in again)
     assert server.command("XLEN", one.keys.inbox("app", 2)) == 1
@@ -65,7 +69,9 @@ async def test_racing_first_sends_of_one_id_store_one_record(clients: Clients, s
 
 
 async def test_an_id_of_somebody_else_is_a_conflict(clients: Clients, server: RealServer) -> None:
-    """I2: another source, recipient or priority with a used id is refused, with the owner's name, and nothing is stored."""
+    """I2: another source, recipient or priority with a used id is refused, with the owner's name, and nothing
+    is stored.
+    """
     gcs, other = await clients.open("gcs"), await clients.open("other")
     await gcs.send("app", "ping", {}, id="mine")
     with pytest.raises(IdConflict, match="'gcs' for 'app' at priority 2"):
@@ -145,7 +151,9 @@ async def test_one_mebibyte_passes_and_one_byte_more_does_not(clients: Clients) 
 
 
 async def test_send_many_keeps_complete_records_and_reports_each(clients: Clients, server: RealServer) -> None:
-    """S-149: a batch over several inboxes: ids, sources, unknown fields and order are kept; a repetition is recognised."""
+    """S-149: a batch over several inboxes: ids, sources, unknown fields and order are kept; a repetition is
+    recognised.
+    """
     gcs = await clients.open("gcs")
     records = [
         Record.checked(
@@ -167,17 +175,17 @@ async def test_send_many_keeps_complete_records_and_reports_each(clients: Client
 
 
 async def test_a_full_inbox_refuses_loudly_and_only_itself(clients: Clients, server: RealServer) -> None:
-    """I5, S-145: beyond the limit a send is refused as not stored; other inboxes go on; a repetition is still a duplicate."""
+    """I5, S-145: beyond the limit a send is refused as not stored; other inboxes go on; a repetition is still
+    a duplicate.
+    """
     gcs = await clients.open("gcs", inbox_limit=10)
     sent = [await gcs.send("app", "note", {}, id=f"n{number}") for number in range(10)]
     refused = 0
-    for number in range(200):  # limits are looked at now and then, not at every send
+    for _ in range(200):  # limits are looked at now and then, not at every send
         try:
             await gcs.send("app", "note", {})
         except QueueFull as error:
-            refused += 1
-            assert "inbox:2" in str(error)
-            assert "nothing was stored" in str(error), number
+            refused += "inbox:2" in str(error) and "nothing was stored" in str(error)
     assert refused > 0
     assert server.command("XLEN", gcs.keys.inbox("app", 2)) <= 10 + 128
     assert server.command("XLEN", gcs.keys.inbox("app", 2)) == 210 - refused, "a refused record was stored, or lost"
@@ -188,7 +196,9 @@ async def test_a_full_inbox_refuses_loudly_and_only_itself(clients: Clients, ser
 
 
 async def test_telemetry_above_the_rate_is_refused_and_counted(clients: Clients, server: RealServer) -> None:
-    """I5, S-144: the source's own limit: a burst of one second passes, the rest is refused; commands are not limited."""
+    """I5, S-144: the source's own limit: a burst of one second passes, the rest is refused; commands are not
+    limited.
+    """
     gcs = await clients.open("gcs", telemetry_rate=20)
     results = await asyncio.gather(
         *(gcs.publish("telemetry", "telemetry", {"altitude": n}) for n in range(15)),
@@ -222,7 +232,9 @@ async def test_above_the_memory_ceiling_nothing_is_stored(own_clients: Clients, 
 
 @pytest.mark.parametrize("encoding", ["zlib", "zstd"])
 async def test_large_payloads_travel_compressed(clients: Clients, server: RealServer, encoding: str) -> None:
-    """S-150: requests, replies and topics: compressed above the limit, marked, smaller on the wire, the same for the reader."""
+    """S-150: requests, replies and topics: compressed above the limit, marked, smaller on the wire, the same
+    for the reader.
+    """
     if encoding == "zstd":
         pytest.importorskip("zstandard", reason="zstd is an extra")
     text = {"text": "altitude 10.0 " * 2000}

@@ -8,11 +8,11 @@ from collections import Counter
 
 import pytest
 
+from bus.clients import Clients, pending, replies_to, until
 from petalbus.daemon.bus.client import Bus
 from petalbus.schemas.record import Record
 from petalbus.schemas.vocabulary import Priority, Status
 
-from bus.clients import Clients, pending, replies_to, until
 from support.procs import Children
 
 WORKER = """
@@ -47,7 +47,9 @@ def holding(bus: Bus, runs: Counter[str], go: asyncio.Event) -> Bus:
 
 
 async def test_running_work_is_finished_and_unstarted_work_is_given_away_at_once(clients: Clients) -> None:
-    """I10: what runs is finished and answered by the leaver; what it had only read is run by a sibling without waiting."""
+    """I10: what runs is finished and answered by the leaver; what it had only read is run by a sibling without
+    waiting.
+    """
     runs_1, runs_2 = Counter[str](), Counter[str]()
     go_1, go_2 = asyncio.Event(), asyncio.Event()
     go_2.set()

@@ -8,12 +8,12 @@ from collections import Counter
 
 import pytest
 
+from bus.clients import pending, until
+from chaos.world import World, finals, lag, settled, stats, status_is, the_reply
 from petalbus.daemon.bus.errors import ReplyError
 from petalbus.schemas.record import Record
 from petalbus.schemas.vocabulary import ReplyKind, Status
 
-from bus.clients import pending, until
-from chaos.world import World, finals, lag, settled, stats, status_is, the_reply
 from support.procs import Child
 
 pytestmark = pytest.mark.processes
@@ -70,7 +70,9 @@ async def test_a_consumer_dies_around_the_effect_of_work_that_must_not_run_twice
 
 
 async def test_a_dead_consumers_work_is_taken_over_within_two_seconds(world: World) -> None:
-    """I6: kill -9 of a member with many records in hand, twice: the sibling starts each within 2 s, and each once more."""
+    """I6: kill -9 of a member with many records in hand, twice: the sibling starts each within 2 s, and each
+    once more.
+    """
     gcs = await world.sender()
     for turn in range(2):
         first, second = await world.member("workers=1"), await world.member()
@@ -104,7 +106,9 @@ async def _holder(first: Child, second: Child, message_id: str) -> tuple[Child, 
 
 
 async def test_a_consumer_dies_while_it_settles(world: World) -> None:
-    """I2: kill -9 at many moments after the handler returned: committed or not, there is one reply, and it is a result."""
+    """I2: kill -9 at many moments after the handler returned: committed or not, there is one reply, and it is
+    a result.
+    """
     gcs = await world.sender()
     delays = [0.0, 0.0, 0.0001, 0.0003, 0.0006, 0.001, 0.002]
     for number, delay in enumerate(delays):
@@ -156,7 +160,9 @@ async def test_a_poison_record_is_buried_once_and_the_innocent_are_not(world: Wo
 
 
 async def test_the_innocent_that_run_beside_a_poison_record_survive_it(world: World) -> None:
-    """I8: long work that is under way each time the process is killed is not blamed for it: only the poison is buried."""
+    """I8: long work that is under way each time the process is killed is not blamed for it: only the poison is
+    buried.
+    """
     gcs = await world.sender()
     for number in range(3):
         await gcs.send("app", "rerun", {"n": number, "pause": 0.3}, id=f"long{number}", key=f"k{number}")
@@ -201,7 +207,9 @@ def _receipts(producer: Child) -> dict[str, str]:
 
 
 async def test_the_server_dies_while_handlers_run(own_world: World) -> None:
-    """I1, I2: kill -9 of the server, 1 s away, twice, in the middle of work of both kinds: all is settled once, run once."""
+    """I1, I2: kill -9 of the server, 1 s away, twice, in the middle of work of both kinds: all is settled
+    once, run once.
+    """
     members = [await own_world.member() for _ in range(2)]
     gcs = await own_world.sender()
     ids = []

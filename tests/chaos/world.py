@@ -1,4 +1,6 @@
-"""What a chaos test works with: a server of its own, members in processes, the file of their effects, and a fair clock."""
+"""What a chaos test works with: a server of its own, members in processes, the file of their effects, and a
+fair clock.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from bus.clients import Clients, pending, replies_to, until
 from petalbus.daemon.bus.client import Bus
 from petalbus.schemas.record import Record
 from petalbus.schemas.vocabulary import Status
 
-from bus.clients import Clients, pending, replies_to, until
 from support.procs import Child, Children
 from support.servers import RealServer
 

@@ -90,7 +90,9 @@ def test_an_id_is_stored_once_while_the_window_remembers_it(link: redis.Redis, b
 
 
 def test_the_window_keeps_at_least_what_it_promises_and_at_most_two_generations(link: redis.Redis) -> None:
-    """I2: the last ids are always known, as many as a generation holds; memory is bounded by two generations and one batch."""
+    """I2: the last ids are always known, as many as a generation holds; memory is bounded by two generations
+    and one batch.
+    """
     keys = Keys(f"w{next(_examples)}")
     for number in range(100):
         append(link, keys, [f"n{number}"])

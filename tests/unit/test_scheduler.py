@@ -1,4 +1,6 @@
-"""The scheduler against a model of it that is slow and obvious: order, priority, share, limits, nothing lost or doubled."""
+"""The scheduler against a model of it that is slow and obvious: order, priority, share, limits, nothing lost
+or doubled.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         if best is Priority.CRITICAL:
             assert item.level is Priority.CRITICAL, "CRITICAL waits behind something else"
             return
-        assert item.level is best or self.skipped[item.level] >= SHARE - 1, f"{item} overtook {best.name} before its turn"
+        assert item.level is best or self.skipped[item.level] >= SHARE - 1, (
+            f"{item} overtook {best.name} before its turn"
+        )
         for level in (Priority.LOW, Priority.NORMAL):
             if level is item.level:
                 self.skipped[level] = 0

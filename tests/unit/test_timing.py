@@ -41,7 +41,9 @@ def test_who_keeps_to_the_rate_is_never_refused(rate: float, count: int) -> None
 
 
 def test_a_burst_of_one_second_passes_then_the_rate_holds() -> None:
-    """Ten a second: ten at once, the eleventh is refused, one more after a tenth of a second; idling saves up one burst."""
+    """Ten a second: ten at once, the eleventh is refused, one more after a tenth of a second; idling saves up
+    one burst.
+    """
     bucket = TokenBucket(10.0, now=5.0)
     assert [bucket.take(5.0) for _ in range(11)] == [True] * 10 + [False]
     assert bucket.take(5.1001)
