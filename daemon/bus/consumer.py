@@ -79,27 +79,8 @@ class Consumer:
         self._idle_critical: list[asyncio.Future[None]] = []
         self._workers: list[asyncio.Task[None]] = []
         self._stopping = False
-        self.committer = Committer(
-            app=app,
-            clock=clock,
-            outbox=outbox,
-            keys=keys,
-            options=options,
-            settled=self._settled,
-            fenced=self._fenced,
-            free_connection=self._free_connection,
-        )
-        self.runner = Runner(
-            registry=registry,
-            clock=clock,
-            committer=self.committer,
-            outbox=outbox,
-            keys=keys,
-            options=options,
-            dropped=self._settled,
-            again=self._again,
-            fenced=self._fenced,
-        )
+        self.committer = self._make_committer(clock)
+        self.runner = self._make_runner(clock)
         streams = keys.inboxes(app)
         urgent = {level: streams[level] for level in (Priority.CRITICAL, Priority.HIGH)}
         bulk = {level: streams[level] for level in (Priority.NORMAL, Priority.LOW)}
@@ -117,6 +98,31 @@ class Consumer:
             audit=self._check_pending,
         )
         self.handlers_changed()
+
+    def _make_committer(self, clock: Clock) -> Committer:
+        return Committer(
+            app=self.app,
+            clock=clock,
+            outbox=self._outbox,
+            keys=self._keys,
+            options=self._options,
+            settled=self._settled,
+            fenced=self._fenced,
+            free_connection=self._free_connection,
+        )
+
+    def _make_runner(self, clock: Clock) -> Runner:
+        return Runner(
+            registry=self._registry,
+            clock=clock,
+            committer=self.committer,
+            outbox=self._outbox,
+            keys=self._keys,
+            options=self._options,
+            dropped=self._settled,
+            again=self._again,
+            fenced=self._fenced,
+        )
 
     async def start(self) -> None:
         """Announce the lease, then read. Raises BusUnavailable when the server is away; may then be called again."""

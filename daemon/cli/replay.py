@@ -50,9 +50,7 @@ def replay(
         else:
             typer.echo(f"{progress.records} records, {duration(progress.position)} of the recording", err=True)
 
-    report = run(
-        play(data, into=into, start=first, end=last, streams=wanted, speed=pace, progress=tell), show_log=True
-    )
+    report = run(play(data, into=into, start=first, end=last, streams=wanted, speed=pace, progress=tell), show_log=True)
     if json:
         say_json({"event": "done", **asdict(report)})
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -67,3 +68,18 @@ async def pending(bus: Bus, app: str) -> int:
             rows = await bus.call("XINFO", "GROUPS", stream)
             total += sum(dict(zip(row[::2], row[1::2], strict=True))[b"pending"] for row in rows)
     return total
+
+
+class Counting:
+    """An app that counts how often each record ran, and answers with its number."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+        self.runs = Counter[str]()
+        self.order: list[int] = []
+
+        @bus.on("n", concurrency=None)
+        async def handle(record: Record) -> dict[str, int]:
+            self.runs[record.id] += 1
+            self.order.append(record.data["n"])
+            return {"n": record.data["n"]}

@@ -8,6 +8,7 @@ import pytest
 
 from bus.clients import Clients
 
+from support.proxy import Proxy
 from support.servers import RealServer
 
 
@@ -25,3 +26,10 @@ async def own_clients(own_server: RealServer, bus_name: str) -> AsyncIterator[Cl
     made = Clients(own_server.url, bus_name)
     yield made
     await made.close()
+
+
+@pytest.fixture
+async def proxy(server: RealServer) -> AsyncIterator[Proxy]:
+    """A wire to the shared server that can be cut."""
+    async with Proxy(server.url) as wire:
+        yield wire

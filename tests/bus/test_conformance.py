@@ -132,7 +132,7 @@ async def test_the_scripts_on_fakeredis(fake_server: str) -> None:
 
 
 async def test_how_fakeredis_differs(fake_server: str) -> None:
-    """Why it is no proof of the bus: no INFO, so the client refuses it; no script flags, so nothing passes a full memory.
+    """Why it is no proof of the bus: no INFO, so the client refuses it; no script flags, so nothing passes when full.
 
     (A blocking read ignores its block there as well, and it knows no CLIENT KILL and no memory ceiling.)
     When one of these begins to work, this test fails, and the whole scenario may be tried there.

@@ -34,7 +34,9 @@ def test_options_are_documented_with_their_defaults() -> None:
 def test_errors_are_documented() -> None:
     """Every exception that the package offers."""
     offered = {
-        name for name in petalbus.__all__ if inspect.isclass(one := getattr(petalbus, name)) and issubclass(one, Exception)
+        name
+        for name in petalbus.__all__
+        if inspect.isclass(one := getattr(petalbus, name)) and issubclass(one, Exception)
     }
     assert {row[0].strip("`") for row in table(CLIENT, "error")} == offered - {"BusError"}
     bus_errors = [row[0].strip("`") for row in table(CLIENT, "error")][:-2]

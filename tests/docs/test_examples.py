@@ -49,9 +49,7 @@ def test_programs_run_as_they_stand(example: Example, running_bus: Daemon) -> No
 @pytest.mark.parametrize("example", BODIES, ids=lambda example: example.label)
 async def test_examples_run_as_they_stand(example: Example, running_bus: Daemon) -> None:
     """The others run inside of ``async with petalbus.connect(app="gcs") as bus``, as the page says."""
-    code = compile(
-        "\n" * (example.line - 1) + example.code, str(CLIENT), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-    )
+    code = compile("\n" * (example.line - 1) + example.code, str(CLIENT), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     async with asyncio.timeout(SECONDS), petalbus.connect(app="gcs") as bus:
         names: dict[str, Any] = {"petalbus": petalbus, "bus": bus}
         ended = eval(code, names)

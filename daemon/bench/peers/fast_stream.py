@@ -57,8 +57,8 @@ async def responder(child: Child) -> None:
     """Answers every request by way of a publisher decorator."""
     broker = broker_of(child)
 
-    @broker.subscriber(stream=group("requests"))  # type: ignore[untyped-decorator]
-    @broker.publisher(stream="replies")  # type: ignore[untyped-decorator]
+    @broker.subscriber(stream=group("requests"))  # type: ignore[untyped-decorator]  # its own types
+    @broker.publisher(stream="replies")  # type: ignore[untyped-decorator]  # its own types
     async def answer(body: dict[str, Any]) -> dict[str, Any]:
         return {"status": "success", "sequence": body["sequence"]}
 
@@ -87,7 +87,7 @@ async def sink(child: Child) -> None:
     times: list[int] = []
     complete = asyncio.Event()
 
-    @broker.subscriber(stream=group("records"))  # type: ignore[untyped-decorator]
+    @broker.subscriber(stream=group("records"))  # type: ignore[untyped-decorator]  # its own types
     async def take(body: dict[str, Any]) -> None:
         times.append(sample.now() - body["sent"])
         if len(times) == job.warmup + job.count:
@@ -122,7 +122,7 @@ async def consumer(child: Child) -> None:
     seen = first = 0
     complete = asyncio.Event()
 
-    @broker.subscriber(stream=group("records"))  # type: ignore[untyped-decorator]
+    @broker.subscriber(stream=group("records"))  # type: ignore[untyped-decorator]  # its own types
     async def take(_body: dict[str, Any]) -> None:
         nonlocal seen, first
         first = first or sample.now()
@@ -146,11 +146,11 @@ async def worker(child: Child) -> None:
     times: list[int] = []
     complete = asyncio.Event()
 
-    @broker.subscriber(stream=group("records"))  # type: ignore[untyped-decorator]
+    @broker.subscriber(stream=group("records"))  # type: ignore[untyped-decorator]  # its own types
     async def ordinary(_body: dict[str, Any]) -> None:
         sample.spin(job.work_us)
 
-    @broker.subscriber(stream=group("urgent"))  # type: ignore[untyped-decorator]
+    @broker.subscriber(stream=group("urgent"))  # type: ignore[untyped-decorator]  # its own types
     async def urgent(body: dict[str, Any]) -> None:
         times.append(sample.now() - body["sent"])
         if len(times) == job.count:
