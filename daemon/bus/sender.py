@@ -32,9 +32,10 @@ _FIRST = False  # a receipt's ``duplicate``
 class Receipt(NamedTuple):
     """The record is stored. ``duplicate``: it was stored before, and ``stream_id`` is the first one's.
 
-    ``durability`` is what the server promises for it. Kill -9 of anything loses nothing, and a power cut loses up to
-    about two seconds (``everysec``), nothing (``always``), or what the operating system had not written yet (``no``). With
-    ``memory`` the server writes no append-only file: its end loses everything. ``unknown``: it does not tell this user.
+    ``durability`` is what the server promises for it. ``everysec``: kill -9 of anything loses nothing, a power cut up to
+    about two seconds; ``always``: neither loses anything; ``no``: a power cut loses what the operating system had not
+    written yet; ``memory``: the server writes no append-only file, its end loses everything; ``unknown``: it does not
+    tell this user.
     """
 
     stream_id: str
