@@ -26,7 +26,7 @@ CONTRACT = {
     "I2": "One effect per message id; a duplicate publish returns the first one's stream id.",
     "I3": "Order is kept per source, recipient and priority, and per ordering key where one is given.",
     "I4": "A CRITICAL command starts within one running handler + 5 ms; LOW never starves.",
-    "I5": "Memory stays under its ceiling; what is shed is declared and reported; commands are refused last, and loudly.",
+    "I5": "Memory stays under its ceiling; what is shed is declared and reported; commands are refused last, loudly.",
     "I6": "A dead consumer's work is taken over within 2 s; a live one's never.",
     "I7": "The bus boots after any damage to its append-only file and says what was lost.",
     "I8": "A poison record is dead-lettered once, with its reason, and blocks nobody.",
@@ -84,7 +84,7 @@ def ids_in(text: str) -> frozenset[str]:
 
 def sentence(docstring: str) -> str:
     """The first paragraph in one line, without the ids that it begins with."""
-    text = " ".join(docstring.split("\n\n")[0].split())
+    text = " ".join(docstring.split("\n\n", maxsplit=1)[0].split())
     return re.sub(r"^(?:(?:S-\d{3}|I\d+)(?:, |: | and ))+", "", text)
 
 

@@ -32,8 +32,8 @@ _FIRST = False  # a receipt's ``duplicate``
 class Receipt(NamedTuple):
     """The record is stored. ``duplicate``: it was stored before, and ``stream_id`` is the first one's.
 
-    ``durability`` is what the server promises for it. ``everysec``: kill -9 of anything loses nothing, a power cut up to
-    about two seconds; ``always``: neither loses anything; ``no``: a power cut loses what the operating system had not
+    ``durability`` is what the server promises for it. ``everysec``: kill -9 of anything loses nothing, a power cut up
+    to about two seconds; ``always``: neither loses anything; ``no``: a power cut loses what the system had not
     written yet; ``memory``: the server writes no append-only file, its end loses everything; ``unknown``: it does not
     tell this user.
     """

@@ -33,7 +33,9 @@ class Keep:
     """Entries of history that stay, for each kind of stream. What is unread stays beyond that."""
 
     topics: int = 100_000
-    by_topic: Mapping[str, int] = field(default_factory=dict)
+    by_topic: Mapping[str, int] = field(default_factory=lambda: {"mavlink.rx": 1_000_000})
+    """The vehicle's frames are compact, and a flight is only worth replaying whole."""
+
     bus_topics: int = 10_000
     inboxes: int = 20_000
     replies: int = 10_000
