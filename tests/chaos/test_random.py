@@ -2,7 +2,8 @@
 
     PETALBUS_CHAOS_SEED=7 PETALBUS_CHAOS_SECONDS=600 pytest tests/chaos/test_random.py
 
-The seed is shown when it fails (and with --log-cli-level=INFO) and decides what is done and when; what the machine makes of it differs. Suites run a short slice.
+The seed decides what is done and when; what the machine makes of it differs. It is shown when the test fails, and with
+--log-cli-level=INFO. Suites run a short slice.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Chaos:
     async def member(self) -> None:
         """One more member, over the wire that can be cut or directly."""
         url = self.proxy.url if self.dice.random() < 0.5 else None
-        self.members.append(await self.world.spawn(url=url))
+        self.members.append(await self.world.spawn("keep_replies=10000000", url=url))
 
     async def until_the_end(self, end: float) -> None:
         """One piece of harm after the other."""
