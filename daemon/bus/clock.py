@@ -9,6 +9,7 @@ left of an error is the time between two looks and the way there, some hundredth
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -40,24 +41,32 @@ class BusClock:
         self._keys = keys
         self._outbox = outbox
         self._changed = changed
+        self._look = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Find out whether the bus lives here; if not, take over its clock and keep following it."""
-        if await self._written() is not None and await self._follow():
-            self._task = asyncio.create_task(self._run(), name="petalbus-clock")
+        if await self._written() is not None:
+            await self._follow()
+        self._outbox.on_reconnect.append(self._look.set)  # the other machine may have booted anew
+        self._task = asyncio.create_task(self._run(), name="petalbus-clock")
 
     async def stop(self) -> None:
         """Stop following."""
         if self._task is not None:
+            self._outbox.on_reconnect.remove(self._look.set)
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(AGAIN_AFTER)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(AGAIN_AFTER):
+                    await self._look.wait()
+            self._look.clear()
             try:
-                await self._follow()
+                if await self._written() is not None:
+                    await self._follow()
             except (BusError, ServerError) as error:
                 log.debug("the bus's clock cannot be read: %s", error)
 

@@ -50,6 +50,13 @@ def parse(url: str) -> Address:
     """Read an address; raises ValueError that says what is wrong and shows a correct one."""
     parts = urlsplit(url)
     query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    unknown = sorted(query.keys() - {"ca", "cert", "key", "verify"})
+    if unknown:
+        raise ValueError(
+            f"address {url!r} has the unknown parameter {unknown[0]!r}; there are ca, cert, key and verify"
+        )
+    if parts.scheme != "unix" and parts.path not in ("", "/", "/0"):
+        raise ValueError(f"address {url!r} names database {parts.path[1:]!r}; a bus has its server's database 0")
     files = {name: query.get(name) for name in ("ca", "cert", "key")}
     user = unquote(parts.username) if parts.username else None
     password = unquote(parts.password) if parts.password else None

@@ -319,14 +319,12 @@ async def test_entries_that_are_no_records_are_buried_with_their_reason(clients:
 
 async def _all_dead(clients: Clients, number: int) -> None:
     gcs = await clients.open("looking", presence=False)
-    await until(lambda: _letters(gcs, number), f"{number} dead letters", seconds=3)
-    letters = await gcs.dead.list("app")
-    assert all(letter.reason == "invalid" for letter in letters)
-    assert all(letter.detail for letter in letters)
 
+    async def buried() -> bool:
+        return len(await gcs.dead.list("app")) >= number
 
-async def _letters(gcs: Any, number: int) -> bool:
-    return len(await gcs.dead.list("app")) >= number
+    await until(buried, f"{number} dead letters", seconds=3)
+    assert all(letter.reason == "invalid" and letter.detail for letter in await gcs.dead.list("app"))
 
 
 async def test_critical_overtakes_everything_that_waits(clients: Clients) -> None:
@@ -396,8 +394,7 @@ async def test_a_full_read_ahead_is_refilled_without_a_pause(clients: Clients) -
         longest, last, count = max(longest, now - (last or now)), now, count + 1
 
     await app.start()
-    levels = [Priority.NORMAL, Priority.LOW, Priority.HIGH]
     for _ in range(10):
-        await asyncio.gather(*(gcs.send("app", "n", {}, priority=levels[n % 3], key=f"k{n % 5}") for n in range(2000)))
+        await asyncio.gather(*(gcs.send("app", "n", {}, priority=1 + n % 3, key=f"k{n % 5}") for n in range(2000)))
     await until(lambda: count == 20_000, "all are handled", seconds=20)
     assert longest < 2.0, f"a pause of {longest:.1f} s"
