@@ -40,6 +40,7 @@ databases 1
 save ""
 appendonly yes
 appendfsync {fsync}
+# ("no": petalbus itself brings the file to the disk every second, and no write ever waits in memory for an fsync.)
 # A rewrite of the file does not suspend its fsync: the declared loss at a power cut holds at any time.
 no-appendfsync-on-rewrite no
 aof-use-rdb-preamble yes
@@ -98,7 +99,8 @@ class ServerConfig:
             socket=_quote(str(self.paths.socket)),
             directory=_quote(str(self.paths.server_dir)),
             log=_quote(str(self.paths.server_log)),
-            fsync=self.fsync,
+            # everysec is done from outside: see petalbus.daemon.server.flush
+            fsync="always" if self.fsync == "always" else "no",
             memory=self.memory_mb,
         )
 

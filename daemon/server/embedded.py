@@ -26,6 +26,7 @@ from petalbus.daemon.paths import DataPaths, write_atomically
 from petalbus.daemon.server.config import Fsync, ServerConfig
 from petalbus.daemon.server.errors import ServerCrashLoop, ServerStartError
 from petalbus.daemon.server.find import ServerBinary, choose_server
+from petalbus.daemon.server.flush import Flusher
 from petalbus.daemon.server.handle import ServerHandle, ServerState, spawn, stopped_on_error
 from petalbus.daemon.server.lock import DataLock, try_lock
 from petalbus.daemon.server.probe import peer_pid, unix_url
@@ -74,6 +75,8 @@ class EmbeddedServer:
         self._restart_window = restart_window
         self._handle: ServerHandle | None = None
         self._relaunch: asyncio.Task[None] | None = None
+        self.flusher = Flusher(self.paths.server_dir)
+        self._flushing: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
 
     @property
@@ -125,6 +128,8 @@ class EmbeddedServer:
             if self._owns_lock:
                 self._lock.release()
             raise
+        if self.config.fsync == "everysec":
+            self._flushing = asyncio.create_task(self.flusher.run(), name="petalbus-flush")
         return self.url
 
     async def stop(self) -> None:
@@ -137,6 +142,10 @@ class EmbeddedServer:
         if handle is not None:
             await handle.stop()
             self.paths.server_state.unlink(missing_ok=True)
+        flushing, self._flushing = self._flushing, None
+        if flushing is not None:
+            flushing.cancel()
+            await asyncio.wait([flushing])
         if self._owns_lock:
             self._lock.release()
 

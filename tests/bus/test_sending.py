@@ -26,7 +26,7 @@ async def test_a_receipt_names_what_is_stored(clients: Clients, server: RealServ
     """I1: the receipt's stream id is the entry's; the record carries source, recipient, priority, times and payload."""
     gcs = await clients.open("gcs")
     receipt = await gcs.send("HEAR_FC", "command", {"command": "arm"}, priority=Priority.HIGH, id="m-1", key="motor")
-    assert (receipt.id, receipt.duplicate, receipt.durability) == ("m-1", False, "everysec")
+    assert (receipt.id, receipt.duplicate, receipt.durability) == ("m-1", False, "no")
     stream = gcs.keys.inbox("HEAR_FC", Priority.HIGH)
     assert len(server.command("XRANGE", stream, receipt.stream_id, receipt.stream_id)) == 1
     (record,) = await stored(clients, server, "HEAR_FC", Priority.HIGH)

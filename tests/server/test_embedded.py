@@ -82,11 +82,29 @@ async def test_the_server_keeps_what_was_chosen(fsync: str, data_dir: Path) -> N
             ("maxmemory", str(48 << 20)),
             ("maxmemory-policy", "noeviction"),
             ("appendonly", "yes"),
-            ("appendfsync", fsync),
+            ("appendfsync", "always" if fsync == "always" else "no"),
             ("save", ""),
             ("databases", "1"),
         ):
             assert await run_command(server.url, "CONFIG", "GET", name) == [name.encode(), value.encode()]
+
+
+async def test_everysec_is_done_from_outside_and_only_when_something_was_written(data_dir: Path) -> None:
+    """I1: the server never holds a write back for a slow fsync; what it wrote is brought to the disk about once a
+    second.
+    """
+    async with EmbeddedServer(data_dir) as server:
+        server.flusher.flush()
+        before = server.flusher.flushes
+        server.flusher.flush()
+        assert server.flusher.flushes == before
+        await run_command(server.url, "SET", "key", "value")
+        server.flusher.flush()
+        assert server.flusher.flushes == before + 1
+        await run_command(server.url, "SET", "key", "again")
+        async with asyncio.timeout(10):
+            while server.flusher.flushes < before + 2:
+                await asyncio.sleep(0.05)
 
 
 async def test_a_full_memory_refuses_and_never_evicts(data_dir: Path) -> None:
