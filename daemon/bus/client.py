@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
@@ -31,6 +32,9 @@ from petalbus.schemas.vocabulary import Status
 
 log = logging.getLogger("petalbus.bus")
 
+KEEP_CANCELLED = 1000
+"""Cancellations remembered for records that have not been read yet."""
+
 F = TypeVar("F", bound=HandlerFunction)
 
 
@@ -50,6 +54,9 @@ class Bus(Sender):
         self._subscriptions: dict[str, Subscription] = {}
         self._consumer: Consumer | None = None
         self._consuming: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()  # one consumer after the other
+        self._cancelled: OrderedDict[bytes, None] = OrderedDict()
         self._heartbeat: Heartbeat | None = None
         self._started = False
         super().__init__()
@@ -105,15 +112,14 @@ class Bus(Sender):
         if not self._started:
             return
         self._started = False
-        if self._consuming is not None:
-            self._consuming.cancel()
-            await asyncio.gather(self._consuming, return_exceptions=True)
-        if self._consumer is not None:
-            await self._consumer.stop()
+        was_present = self._heartbeat is not None or self._consumer is not None
+        await self.stop_listening()
         for subscription in list(self._subscriptions.values()):
             await subscription.aclose()
         try:
-            await self._say_goodbye()
+            await self._stop_presence()
+            if was_present and self._outbox.lane.connection is not None:
+                await self.messages.say_goodbye()
         except (BusError, ServerError) as error:
             log.warning("%s could not say that it leaves: %s", self.app, error)
         await self._bus_clock.stop()
@@ -159,7 +165,23 @@ class Bus(Sender):
         """Wait until this client consumes its inbox. Raises BusUnavailable."""
         if self._consuming is None:
             self._consuming = asyncio.create_task(self._consume(), name=f"petalbus-consume-{self.app}")
-        await asyncio.shield(self._consuming)
+        consuming = self._consuming
+        await asyncio.wait([consuming])
+        if consuming.cancelled():
+            raise BusUnavailable(f"{self.app} was told to stop listening before it had begun")
+        consuming.result()
+
+    async def stop_listening(self) -> None:
+        """Stop consuming in order, and go on as a client that sends; ``on`` and ``listen`` start it again.
+
+        Running handlers may finish within ``stop_grace``; what has not started is left to the other processes of this
+        app, or to its next start. Does nothing when nothing is consumed. Cancelling the call does not stop the stop.
+        """
+        if self._consuming is not None:
+            self._ending = asyncio.create_task(self._end(self._consuming), name=f"petalbus-end-{self.app}")
+            self._consuming = None
+        if self._ending is not None:
+            await asyncio.shield(self._ending)
 
     def subscribe(self, topic: str, *, start: str = "new", name: str | None = None) -> Subscription:
         """The records of a topic. The group is this app's, or ``app.name``: give each further subscription a name.
@@ -221,7 +243,11 @@ class Bus(Sender):
     async def _consume(self) -> None:
         # one turn of the loop later, so that handlers registered one after the other are all there
         await asyncio.sleep(0)
-        self._replies.always = True
+        async with self._turn:
+            await self._start_consumer()
+
+    async def _start_consumer(self) -> None:
+        self._replies.always = True  # from now on for good: a cancellation must not be missed between two consumers
         if self._replies.lane.started:
             self._replies.arm()
         else:
@@ -234,6 +260,7 @@ class Bus(Sender):
             registry=self._registry,
             options=self.options,
             clock=self.clock,
+            cancelled=self._cancelled,
         )
         self._consumer = consumer
         while True:
@@ -244,6 +271,18 @@ class Bus(Sender):
                 log.warning("%s cannot consume yet: %s", self.app, error)
         await self._stop_presence()
 
+    async def _end(self, consuming: asyncio.Task[None]) -> None:
+        consuming.cancel()
+        await asyncio.gather(consuming, return_exceptions=True)
+        async with self._turn:
+            if self._consumer is None:
+                return
+            if self._started and self.options.presence and self._heartbeat is None:
+                beat = self._own_heartbeat().arguments()  # without a gap in which it would look gone
+                self._outbox.script("beat", *beat, lambda _reply: None)
+            await self._consumer.stop()
+            self._consumer = None
+
     def _ask_durability(self) -> None:
         # Nobody waits for the answer: the server answers in order, so it is here before the first receipt.
         self._outbox.submit(pack(durability.QUESTION), self._told_durability)
@@ -252,12 +291,15 @@ class Bus(Sender):
         self.durability = durability.read_answer(reply)
 
     async def _be_present(self) -> None:
+        await self._outbox.run("beat", *self._own_heartbeat().arguments())
+
+    def _own_heartbeat(self) -> Heartbeat:
         name = consumer_name(self.app)
         self._heartbeat = Heartbeat(
             self.address, keys=self.keys, app=self.app, name=name, period=self.options.heartbeat
         )
-        await self._outbox.run("beat", *self._heartbeat.arguments())
         self._heartbeat.start()
+        return self._heartbeat
 
     async def _stop_presence(self) -> None:
         heartbeat, self._heartbeat = self._heartbeat, None
@@ -266,18 +308,10 @@ class Bus(Sender):
             if self._outbox.lane.connection is not None:
                 await self._outbox.call("HDEL", self.keys.beats, heartbeat.field)
 
-    async def _say_goodbye(self) -> None:
-        was_present = self._heartbeat is not None or self._consumer is not None
-        await self._stop_presence()
-        if was_present and self._outbox.lane.connection is not None:
-            await self.messages.say_goodbye()
-
-    def _clock_changed(self) -> None:
-        super()._clock_changed()
-        if self._consumer is not None:
-            self._consumer.committer.clock_changed()
-
     def _cancel_here(self, message_id: str) -> None:
+        self._cancelled[message_id.encode()] = None
+        if len(self._cancelled) > KEEP_CANCELLED:
+            self._cancelled.popitem(last=False)
         if self._consumer is not None:
             self._consumer.cancel(message_id)
 

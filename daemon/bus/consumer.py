@@ -11,8 +11,7 @@ import asyncio
 import logging
 import os
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 from petalbus.daemon.bus.connection import Connection, ServerError, pack
@@ -34,9 +33,6 @@ from petalbus.schemas.stamps import Clock
 from petalbus.schemas.vocabulary import Priority
 
 log = logging.getLogger("petalbus.bus")
-
-KEEP_CANCELLED = 1000
-"""Cancellations remembered for records that have not been read yet."""
 
 SLICE = 0.0005
 """Seconds that short handlers may run one after the other before the loop looks at its sockets again."""
@@ -60,6 +56,7 @@ class Consumer:
         registry: Registry,
         options: BusOptions,
         clock: Clock,
+        cancelled: Container[bytes] = (),
     ) -> None:
         self.app = app
         self.name = consumer_name(app)
@@ -71,7 +68,7 @@ class Consumer:
         self._options = options
         self._loop = asyncio.get_running_loop()
         self.scheduler: Scheduler[Work] = Scheduler()
-        self._cancelled: OrderedDict[bytes, None] = OrderedDict()
+        self._cancelled = cancelled
         self._unseen: set[tuple[str, bytes]] = set()
         self._held: dict[tuple[str, bytes], Work] = {}
         self._resting: set[Work] = set()
@@ -198,10 +195,10 @@ class Consumer:
             self.scheduler.limit(handler.type, handler.concurrency)
 
     def cancel(self, message_id: str) -> bool:
-        """Cancel a record that this consumer holds, or will read soon; False when it holds no such record now."""
-        self._cancelled[message_id.encode()] = None
-        if len(self._cancelled) > KEEP_CANCELLED:
-            self._cancelled.popitem(last=False)
+        """Cancel a record that this consumer holds; False when it holds no such record now.
+
+        One that it reads later is found in ``cancelled``.
+        """
         for work in self._held.values():
             if work.record is not None and work.record.id == message_id:
                 if self.scheduler.remove(work):
@@ -330,7 +327,7 @@ class Consumer:
         handler = self._registry.find(work.kind)
         if handler is not None:
             work.kind = handler.type  # the limit is the handler's, which may take several types
-        if self._cancelled and work.message_id in self._cancelled:
+        if work.message_id in self._cancelled:
             work.cancelled = True
         self.scheduler.push(work, older=older)
 

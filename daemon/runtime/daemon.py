@@ -1,7 +1,7 @@
 """The daemon: what `petalbus up` runs, from taking the data directory to giving it back.
 
 Up:    lock -> server -> simulated vehicle -> bus (app "petalbus") -> services -> MAVLink handler -> bus.json -> ready
-Down:  bus.json -> simulated vehicle -> MAVLink handler -> services -> bus -> server -> lock
+Down:  bus.json -> MAVLink handler -> simulated vehicle -> services -> bus -> server -> lock
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Daemon:
         await self._provide_server(stack, tasks)
         if settings.sim_enabled and endpoint is not None:
             # before it is needed: it takes longer to start than everything that follows
-            supervisor.start("sim", simulator_part(settings, endpoint), stops=0)
+            supervisor.start("sim", simulator_part(settings, endpoint), stops=1)
             stack.push_async_callback(supervisor.stop)
         bus = self._bus = self._connect(APP)
         await prepare(bus, settings)
@@ -124,7 +124,7 @@ class Daemon:
         for name, make in SERVICES.items():
             supervisor.start(name, service_part(make, bus, settings), stops=2)
         if endpoint is not None:
-            supervisor.start("mavlink", mavlink_part(self._connect, settings, endpoint), stops=1)
+            supervisor.start("mavlink", mavlink_part(self._connect, settings, endpoint), stops=0)
         pid = self._server.pid if self._server is not None else None
         self._running = announce(
             self._paths, url=self._url, bus=settings.bus, server_pid=pid, durability=bus.durability

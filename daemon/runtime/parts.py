@@ -71,9 +71,12 @@ def mavlink_part(connect: Connect, settings: Settings, endpoint: str) -> RunPart
                 max_altitude=settings.mavlink_max_altitude,
             ) as handler,
         ):
-            await bus.listen()
-            kept.up(handler.statistics)
-            await asyncio.Event().wait()
+            try:
+                await bus.listen()
+                kept.up(handler.statistics)
+                await asyncio.Event().wait()
+            finally:
+                await bus.stop_listening()  # a command that waits for its acknowledgement: then the link closes
 
     return run
 

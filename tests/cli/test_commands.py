@@ -109,6 +109,25 @@ def test_send_prints_the_receipt_and_the_same_id_is_stored_once(cli: Cli, app: s
     assert cli.ok("send", app, "note", "{}", "--id", f"{app}-2").out.startswith(f"already stored {app}-2 at ")
 
 
+@pytest.mark.parametrize("verb", ["send", "request"])
+@pytest.mark.parametrize(
+    ("record_type", "payload", "options", "level"),
+    [
+        ("command", '{"command":"emergency_stop"}', [], "critical"),
+        ("emergency_command", '{"action":"land_immediately"}', [], "critical"),
+        ("command", '{"command":"arm"}', [], "normal"),
+        ("command", '{"command":"emergency_stop"}', ["--priority", "low"], "low"),
+    ],
+)
+def test_without_a_priority_the_record_has_the_one_it_calls_for(
+    cli: Cli, app: str, verb: str, record_type: str, payload: str, options: list[str], level: str
+) -> None:
+    """I7: an emergency stop typed in a hurry must not wait in a line."""
+    more = ["--timeout", "0.05"] if verb == "request" else []
+    assert cli(verb, app, record_type, payload, *options, *more).code == (4 if verb == "request" else 0)
+    assert cli.json("tail", f"inbox:{app}:{level}")["type"] == record_type
+
+
 def test_send_as_a_process_reads_the_payload_from_standard_input_or_a_file(
     shared: Daemon, cli: Cli, app: str, tmp_path: Path
 ) -> None:

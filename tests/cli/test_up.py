@@ -126,7 +126,7 @@ def test_sigterm_stops_everything_in_order_and_leaves_no_process(buses: Buses, c
     assert [event["event"] for event in daemon.events] == ["ready", "stopping", "stopped"]
     assert daemon.events[1]["signal"] == "SIGTERM"
     stopped = [line["part"] for line in daemon.log if line.get("event") == "stopped"]
-    assert stopped == ["sim", "mavlink", "ingest", "janitor"]
+    assert stopped == ["mavlink", "sim", "ingest", "janitor"]
     assert gone(sim)
     assert gone(ready["server_pid"])
     nothing_left(daemon.data)

@@ -21,6 +21,7 @@ from support.servers import kill_leftovers, plain_client
 
 def test_the_default_is_the_state_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     """XDG; a relative value is ignored, as the specification says."""
+    monkeypatch.delenv("PETALBUS_DATA", raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", "/var/state")
     assert default_data_dir() == Path("/var/state/petalbus")
     monkeypatch.setenv("HOME", "/home/pilot")
@@ -29,6 +30,17 @@ def test_the_default_is_the_state_directory(monkeypatch: pytest.MonkeyPatch) -> 
         assert default_data_dir() == Path("/home/pilot/.local/state/petalbus")
     monkeypatch.delenv("XDG_STATE_HOME")
     assert DataPaths.of().root == Path("/home/pilot/.local/state/petalbus")
+
+
+def test_a_directory_named_in_the_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PETALBUS_DATA, for programs as for the command line; an empty one is none; one that is given wins."""
+    monkeypatch.setenv("XDG_STATE_HOME", "/var/state")
+    monkeypatch.setenv("HOME", "/home/pilot")
+    monkeypatch.setenv("PETALBUS_DATA", "~/flight")
+    assert default_data_dir() == DataPaths.of().root == Path("/home/pilot/flight")
+    assert DataPaths.of("/elsewhere").root == Path("/elsewhere")
+    monkeypatch.setenv("PETALBUS_DATA", "")
+    assert default_data_dir() == Path("/var/state/petalbus")
 
 
 def test_two_names_of_one_directory_are_one_bus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
