@@ -1,1 +1,1 @@
-"""What the author of a petal uses, and the petals that are shipped."""
+"""What a petal's author uses: the base class, the decorators, the proxies, the test kit; and the petals we ship."""
