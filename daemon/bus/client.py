@@ -9,14 +9,14 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from petalbus.daemon.bus import durability
 from petalbus.daemon.bus.clock import BusClock
 from petalbus.daemon.bus.connection import ServerError, pack
 from petalbus.daemon.bus.consumer import Consumer, consumer_name
 from petalbus.daemon.bus.dead import DeadLetters
-from petalbus.daemon.bus.errors import BusError, BusUnavailable
+from petalbus.daemon.bus.errors import BusError, BusUnavailable, NotOpen
 from petalbus.daemon.bus.handlers import Handler, HandlerFunction, Redelivery, Registry
 from petalbus.daemon.bus.heartbeat import Heartbeat
 from petalbus.daemon.bus.keys import Keys, checked_name
@@ -34,6 +34,8 @@ log = logging.getLogger("petalbus.bus")
 
 KEEP_CANCELLED = 1000
 """Cancellations remembered for records that have not been read yet."""
+
+_MADE_BY_START: Final = frozenset({"_loop", "_outbox", "_replies", "_presence", "_bus_clock", "messages", "dead"})
 
 F = TypeVar("F", bound=HandlerFunction)
 
@@ -60,6 +62,13 @@ class Bus(Sender):
         self._heartbeat: Heartbeat | None = None
         self._started = False
         super().__init__()
+
+    if not TYPE_CHECKING:  # it would hide misspelt names from the type checker
+
+        def __getattr__(self, name: str) -> Any:
+            if name in _MADE_BY_START:
+                raise NotOpen(f"client {self.app!r} is not open yet: use `async with`, or await start() first")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -6,23 +6,21 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from petalbus.daemon.bus.envelope import claim_of
-from petalbus.daemon.bus.errors import BusError
+from petalbus.daemon.bus.errors import NoSuchDeadLetter
 from petalbus.daemon.bus.keys import Keys
 from petalbus.daemon.bus.outbox import Outbox
 from petalbus.schemas.payloads import prepare
 from petalbus.schemas.record import Record
+from petalbus.schemas.stamps import new_id
 
 NOTES: Final = (b"dead_reason", b"dead_detail", b"dead_attempts", b"dead_stream", b"dead_entry")
 
 
+REMEMBER_MS: Final = 60_000
+"""How long a call's own result is kept for its repetition. A stepped clock costs a misleading error, nothing else."""
+
 INGEST: Final = "ingest"
 """The owner of raw records that could not be adopted; put back, they are adopted anew."""
-
-
-class NoSuchDeadLetter(BusError):
-    """There is no dead letter of that id (any more)."""
-
-    code = "no_such_dead_letter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +106,8 @@ class DeadLetters:
         return await self._move(app, entry, stream, record, claim=claim_of(record.priority, recipient, record.source))
 
     async def _move(self, app: str, entry: str, stream: str, record: Record, *, claim: bytes) -> str:
-        keys = [self._keys.dead(app), stream, self._keys.ids]
-        answer = await self._outbox.run("requeue", keys, [entry, record.id, claim, *record.to_fields()])
+        keys = [self._keys.dead(app), stream, self._keys.ids, self._once()]
+        answer = await self._outbox.run("requeue", keys, [entry, record.id, claim, REMEMBER_MS, *record.to_fields()])
         if not answer:
             raise NoSuchDeadLetter(f"dead letter {entry!r} of {app!r} was settled meanwhile")
         return str(answer.decode())
@@ -125,10 +123,14 @@ class DeadLetters:
             b"dead_stream": letter.stream.encode(),
         }
         fields = [*record.to_fields(), *(part for note in notes.items() for part in note)]
-        answer = await self._outbox.run("redead", [self._keys.dead(app)], [entry, *fields])
+        answer = await self._outbox.run("redead", [self._keys.dead(app), self._once()], [entry, REMEMBER_MS, *fields])
         if not answer:
             raise NoSuchDeadLetter(f"dead letter {entry!r} of {app!r} was settled meanwhile")
         return str(answer.decode())
+
+    def _once(self) -> str:
+        """A key that only one call uses: repeated because its answer was lost, it finds there what it did."""
+        return f"{self._keys.prefix}once:{new_id()}"
 
     async def drop(self, app: str, entry: str) -> None:
         """Delete a dead letter for good. Raises NoSuchDeadLetter."""

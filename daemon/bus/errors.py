@@ -8,7 +8,8 @@ BusError
 ├── QueueFull             the recipient's inbox is at its limit; nothing was stored
 ├── RateLimited           the source sends more telemetry than it may; nothing was stored
 ├── IdConflict            the message id belongs to another message already
-├── Fenced                the lease was lost: another consumer owns the work now
+├── NotOpen               the client was not started yet, or is closed; nothing was sent
+├── NoSuchDeadLetter      there is no dead letter of that id (any more)
 ├── RequestTimeout        no reply within the time allowed
 ├── RequestCancelled      the request was cancelled before it had a result
 ├── ReplyError            the reply is of kind ``error``
@@ -73,10 +74,16 @@ class IdConflict(BusError):
     code = "id_conflict"
 
 
-class Fenced(BusError):
-    """Another consumer has taken over this work; nothing of it was committed here."""
+class NotOpen(BusError, AttributeError):
+    """The client was not started yet, or is closed; nothing was sent."""
 
-    code = "fenced"
+    code = "not_open"
+
+
+class NoSuchDeadLetter(BusError):
+    """There is no dead letter of that id (any more)."""
+
+    code = "no_such_dead_letter"
 
 
 class RequestTimeout(BusError, TimeoutError):

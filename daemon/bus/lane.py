@@ -19,7 +19,7 @@ from enum import StrEnum
 from typing import Any
 
 from petalbus.daemon.bus.connection import Connection, ServerError, open_connection
-from petalbus.daemon.bus.errors import BusUnavailable, ServerRefused
+from petalbus.daemon.bus.errors import BusUnavailable, NotOpen, ServerRefused
 from petalbus.daemon.bus.url import Address
 
 log = logging.getLogger("petalbus.bus")
@@ -116,8 +116,9 @@ class Lane:
         return self._task is not None
 
     async def wait_live(self, timeout: float) -> Connection:
-        """Wait until the lane is live; raises BusUnavailable or ServerRefused with the last reason after ``timeout``
-        s.
+        """Wait until the lane is live.
+
+        Raises BusUnavailable or ServerRefused with the last reason after ``timeout`` s, NotOpen when it is closed.
         """
         end = time.monotonic() + timeout
         while True:
@@ -127,8 +128,10 @@ class Lane:
             if isinstance(self.last_error, ServerRefused):
                 raise self.last_error
             self._live.clear()
+            if self.closing:
+                raise NotOpen("the bus client is closed; nothing was sent")
             left = end - time.monotonic()
-            if left <= 0 or self.state is LaneState.CLOSED:
+            if left <= 0:
                 reason = self.last_error or f"still {self.state}"
                 raise BusUnavailable(f"no connection to {self._address.shown} after {timeout:g} s: {reason}")
             try:

@@ -44,8 +44,8 @@ class BusOptions:
     keep_replies: int = 10_000
     """Replies kept for an app that is away."""
 
-    keep_dead: int = 10_000
-    """Dead letters kept for an app."""
+    keep_dead: int = 50_000
+    """Dead letters kept for an app at the very most. The janitor keeps fewer, and reports those that it takes away."""
 
     max_in_flight: int = 20_000
     """Sends of one client that may wait for their receipts; more wait for room."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from petalbus.daemon.bus.connection import Connection, ServerError, pack, settle
 from petalbus.daemon.bus.envelope import bulk
-from petalbus.daemon.bus.errors import BusError, OutcomeUnknown
+from petalbus.daemon.bus.errors import BusError, NotOpen, OutcomeUnknown
 from petalbus.daemon.bus.jobs import Batch, Job, Once, translated
 from petalbus.daemon.bus.keys import Keys
 from petalbus.daemon.bus.lane import RESTART_ERRORS, Lane
@@ -207,6 +207,9 @@ class Outbox:
         ``via``: another connection that is free. ``lasting``: never give up (only for what is bounded otherwise).
         """
         job = Job(self, packed, done, lasting=lasting)
+        if self.lane.closing and not lasting:
+            done(NotOpen("the bus client is closed; nothing was sent"))
+            return
         connection = via or self.lane.connection
         if connection is None or self._again or (self._beside and via is None):
             self._again.append(job)

@@ -28,6 +28,8 @@ MARK_AFTER = 0.005
 """Seconds after which a running record is shown as ``processing``; shorter ones are not worth a write."""
 
 SETTLED = (COMPLETED, FAILED, TIMEOUT, CANCELLED)
+FORGOTTEN = b""
+"""What the id window says of a message that has left it: it may have begun, or ended, or neither."""
 
 
 class Told:
@@ -206,8 +208,9 @@ class Runner:
         if state in SETTLED:
             await self._outbox.ask("XACK", work.stream, GROUP, work.entry)
             self._dropped(work)
-        elif state == PROCESSING and handler is not None and handler.redelivery == "report":
-            text = "the consumer died while it worked on this; whether it took effect is unknown, it is not run again"
+        elif state in (PROCESSING, FORGOTTEN) and handler is not None and handler.redelivery == "report":
+            when = "while it worked on this" if state == PROCESSING else "so long ago that nothing is known of this"
+            text = f"the consumer died {when}; whether it took effect is unknown, it is not run again"
             self._bury(work, "outcome unknown", text, "OUTCOME_UNKNOWN")
         elif state == PROCESSING and handler is not None and work.attempts > handler.max_attempts:
             self._bury(

@@ -95,13 +95,24 @@ class Subscription:
         self._arrived.set()
         self._acknowledge()
         if self._armed and self._lane.connection is not None:
-            self._outbox.submit(pack(("CLIENT", "UNBLOCK", self._lane.client_id)), lambda _reply: None)
+            self._end_read()
             try:
                 async with asyncio.timeout(2.0):
                     await self._idle.wait()
             except TimeoutError:
                 log.warning("the read of topic %s did not end; its entries come again at the next start", self.topic)
         await self._lane.close()
+
+    def _end_read(self) -> None:
+        """Release the blocking read. Two connections: the request may overtake the read, and is repeated then."""
+        if not self._armed:
+            return
+
+        def answered(reply: Any) -> None:
+            if reply == 0:
+                asyncio.get_running_loop().call_later(0.001, self._end_read)
+
+        self._outbox.submit(pack(("CLIENT", "UNBLOCK", self._lane.client_id)), answered)
 
     async def __aenter__(self) -> Self:
         await self.open()

@@ -131,8 +131,10 @@ async def _leaving(scripts: Scripts) -> None:
     assert (await scripts.known("e")).startswith(b"x")
 
     letter = await call("XADD", keys.dead("app"), "*", "id", "f")
-    requeue_keys = [keys.dead("app"), scripts.inbox, keys.ids]
-    again = await scripts.run("requeue", requeue_keys, letter, "f", "|2|app|gcs", "id", "f")
+    requeue_keys = [keys.dead("app"), scripts.inbox, keys.ids, f"{keys.prefix}once:1"]
+    again = await scripts.run("requeue", requeue_keys, letter, "f", "|2|app|gcs", 60_000, "id", "f")
     assert await scripts.known("f") == b"q" + again + b"|2|app|gcs"
-    assert await scripts.run("requeue", requeue_keys, letter, "f", "|2|app|gcs", "id", "f") == b""
+    assert await scripts.run("requeue", requeue_keys, letter, "f", "|2|app|gcs", 60_000, "id", "f") == again
+    requeue_keys[-1] = f"{keys.prefix}once:2"
+    assert await scripts.run("requeue", requeue_keys, letter, "f", "|2|app|gcs", 60_000, "id", "f") == b""
     assert await scripts.read("c6", 10) == [again]

@@ -8,11 +8,12 @@ import pytest
 
 from bus.clients import Clients, pending, until
 from petalbus.daemon.bus.client import Bus
-from petalbus.daemon.bus.dead import NoSuchDeadLetter
-from petalbus.daemon.bus.errors import ReplyError
+from petalbus.daemon.bus.errors import NoSuchDeadLetter, ReplyError
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.record import Record
 from petalbus.schemas.vocabulary import Priority, Status
+
+from support.proxy import Proxy
 
 
 async def mortician(clients: Clients) -> tuple[Bus, Bus, list[Record]]:
@@ -152,3 +153,23 @@ async def test_many_letters_are_listed_in_pages(clients: Clients) -> None:
         after = page[-1].entry
     assert [len(page) for page in pages] == [10, 10, 5]
     assert [one for page in pages for one in page] == [f"d{n}" for n in range(25)]
+
+
+async def test_a_lost_answer_to_a_requeue_or_an_edit_is_no_error(clients: Clients, proxy: Proxy) -> None:
+    """It worked, and its answer got lost: asked again, the call tells what it did; the record is there once."""
+    _, gcs, seen = await mortician(clients)
+    entry = await bury(gcs, "m-1")
+    ground = await clients.open("ground", url=proxy.url)
+
+    lost = proxy.lose_reply_to(b"once:")
+    edited = await ground.dead.edit("app", entry, data={"ok": True})
+    assert lost.is_set()
+    assert [letter.entry for letter in await gcs.dead.list("app")] == [edited]
+
+    lost = proxy.lose_reply_to(b"once:")
+    await ground.dead.requeue("app", edited)
+    assert lost.is_set()
+    await until(lambda: len(seen) == 2, "it is handled")
+    assert await gcs.dead.list("app") == []
+    assert await gcs.status("m-1") is Status.COMPLETED
+    assert len(seen) == 2

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from bus.clients import Clients
-from petalbus.daemon.bus.errors import BusFull, IdConflict, QueueFull, RateLimited
+from petalbus.daemon.bus.errors import BusFull, IdConflict, NotOpen, QueueFull, RateLimited
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.record import Record
 from petalbus.schemas.vocabulary import MAX_PAYLOAD_BYTES, Priority
@@ -270,3 +270,25 @@ async def test_more_sends_than_may_be_in_flight_wait_for_room(clients: Clients, 
     await asyncio.gather(*sends)
     assert [record.data["n"] for record in await stored(clients, server, "app")] == list(range(2000))
     assert gcs.statistics()["in_flight"] == 0
+
+
+async def test_a_client_that_is_not_open_says_so_at_once(clients: Clients) -> None:
+    """Before it was started, and after it was closed: nothing is waited for, and the error says what to do."""
+    bus = clients.make("gcs")
+    for call in (bus.send("app", "ping", {}), bus.request("app", "ping", {}), bus.publish("t", "ping", {})):
+        with pytest.raises(NotOpen, match="async with"):
+            await call
+    with pytest.raises(NotOpen):
+        bus.dead  # noqa: B018  # reading it is the test
+    assert not hasattr(bus, "misspelt")
+    await bus.start()
+    await bus.send("app", "ping", {})
+    await bus.close()
+    async with asyncio.timeout(1):
+        for call in (bus.send("app", "ping", {}), bus.request("app", "ping", {}), bus.publish("t", "ping", {})):
+            with pytest.raises(NotOpen, match="closed"):
+                await call
+        with pytest.raises(NotOpen):
+            await bus.status("m-1")
+    await bus.start()
+    await bus.send("app", "ping", {})
