@@ -20,9 +20,9 @@ def connect(
 ) -> Bus:
     """A client for the application ``app``, to be used with ``async with``.
 
-    Without ``url`` the bus that runs on the data directory ``data`` (None: the default one) is used; raises
-    NoRunningBus
-    when there is none. ``url``: ``unix:///path``, ``redis://[user:password@]host:port`` or ``rediss://...``.
+    Without ``url`` the bus that runs on the data directory ``data`` (None: the
+    default one) is used; raises NoRunningBus when there is none. ``url``:
+    ``unix:///path``, ``redis://[user:password@]host:port`` or ``rediss://...``.
     """
     if url is None:
         running = discover(data)

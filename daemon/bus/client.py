@@ -78,8 +78,7 @@ class Bus(Sender):
         await self.close()
 
     async def start(self) -> None:
-        """Connect. Raises BusUnavailable when the server cannot be reached, ServerRefused when it cannot carry the
-        bus.
+        """Connect. Raises BusUnavailable when the server cannot be reached, ServerRefused when it cannot carry the bus.
         """
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox(self.address, self.keys, self.options)
@@ -195,8 +194,8 @@ class Bus(Sender):
     def subscribe(self, topic: str, *, start: str = "new", name: str | None = None) -> Subscription:
         """The records of a topic. The group is this app's, or ``app.name``: give each further subscription a name.
 
-        ``start``: see Subscription. Use ``async for``; with ``async with`` the group surely exists when the block
-        begins.
+        ``start``: see Subscription. Use ``async for``; with ``async with`` the group surely exists
+        when the block begins.
         """
         group = self.app if name is None else f"{self.app}.{checked_name(name, what='name')}"
         label = f"{topic} as {group}"
@@ -227,8 +226,7 @@ class Bus(Sender):
         return await self.messages.status(message_id)
 
     async def cancel(self, message_id: str) -> bool:
-        """Cancel a message: at once if nobody has it, else by asking its handler. False when it is settled or
-        unknown.
+        """Cancel a message: at once if nobody has it, else by asking its handler. False when it is settled or unknown.
         """
         return await self.messages.cancel(message_id)
 

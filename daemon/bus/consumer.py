@@ -341,8 +341,7 @@ class Consumer:
             del self._held[(work.stream, work.entry)]
 
     def _check_pending(self, pending: set[tuple[str, bytes]]) -> None:
-        """Entries that are pending and not held, at two looks in a row, were delivered and never seen: look for
-        them.
+        """Entries that are pending and not held, at two looks in a row, were delivered and never seen: look for them.
         """
         unseen = {entry for entry in pending if entry not in self._held}
         if unseen & self._unseen:
@@ -369,8 +368,8 @@ class Consumer:
         self._outbox.submit(pack(("CLIENT", "UNBLOCK", client_id)), answered)
 
     def _fenced(self, name: str) -> None:
-        """Somebody declared us dead (we were stopped, or cut off): everything we held is theirs. Come back as a new
-        one.
+        """Somebody declared us dead (we were stopped, or cut off): everything we held is theirs. Come back
+        as a new one.
         """
         if name != self.name:
             return

@@ -1,8 +1,7 @@
 """From arguments to the bytes of a request: the hot half of publishing.
 
 A route holds what is the same for every record to one place (stream, type, source, ...), checked and packed once.
-Encoding
-one record then only adds what varies: id, payload, times and the rarely used fields.
+Encoding one record then only adds what varies: id, payload, times and the rarely used fields.
 """
 
 from __future__ import annotations

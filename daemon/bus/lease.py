@@ -1,8 +1,7 @@
 """Who is dead: leases by heartbeat, judged by the observer's own monotonic clock. Pure logic.
 
 A consumer counts up a number. Nobody compares clocks: an observer sees whether the number moves. A consumer whose
-number
-stood still for the whole term, while the observer was able to look, is dead.
+number stood still for the whole term, while the observer was able to look, is dead.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ class LeaseTable:
         self._seen: dict[str, _Seen] = {}
 
     def observe(self, beats: Mapping[str, int], *, asked: float, now: float) -> set[str]:
-        """Take note of heartbeats that were asked for at monotonic time ``asked`` and came at ``now``; returns the
-        dead.
+        """Take note of heartbeats that were asked for at monotonic time ``asked`` and came at
+        ``now``; returns the dead.
 
         The counts may be as old as ``asked``, so nobody is blamed for what came after it.
         """

@@ -25,8 +25,7 @@ class BusOptions:
     """Time between two heartbeats of a consumer."""
 
     dead_after: float = 1.2
-    """A consumer whose heartbeat stands still for so long is dead. With ``heartbeat`` this keeps takeover within 2
-    s.
+    """A consumer whose heartbeat stands still for so long is dead. With ``heartbeat`` this keeps takeover within 2 s.
     """
 
     workers: int = 4

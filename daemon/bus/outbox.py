@@ -177,8 +177,8 @@ class Outbox:
         return await future
 
     async def ask(self, *args: bytes | str | float) -> Any:
-        """Run one plain command that may run twice (it reads, or repeating it changes nothing): repeated until
-        answered.
+        """Run one plain command that may run twice (it reads, or repeating it changes
+        nothing): repeated until answered.
 
         Raises ServerError, or OutcomeUnknown when the time allowed is over.
         """

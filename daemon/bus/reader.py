@@ -1,8 +1,7 @@
 """Reads two priority levels of an inbox into the scheduler, never more than there is room for.
 
 Its connection always has one blocking XREADGROUP under way, which is never cancelled: a cancelled read can leave
-entries
-delivered and unseen. Where the read has to end early it is released with CLIENT UNBLOCK.
+entries delivered and unseen. Where the read has to end early it is released with CLIENT UNBLOCK.
 """
 
 from __future__ import annotations

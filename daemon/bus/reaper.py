@@ -99,8 +99,8 @@ class Reaper:
             others[name] = 0
         dead = self._leases.observe(others, asked=asked, now=now)
         for name in dead:
-            # the server may still deliver to a read that the dead one had left behind: look again for as long as that
-            # lasts
+            # the server may still deliver to a read that the dead one had left behind: look again for as
+            # long as that lasts
             self._lately_dead[name] = now + self._options.block + self._options.patience
         for name, until in list(self._lately_dead.items()):
             if name == mine or (name in others and name not in dead) or (now > until and name not in dead):

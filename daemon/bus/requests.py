@@ -1,8 +1,8 @@
 """Requests that wait for replies, and the lane on which replies and cancellations arrive.
 
-One blocking XREAD over the app's reply stream and its control stream is armed all the time. Replies are found by
-``reply_to``. After every reconnect each waiting request is looked up once, so that no reply is missed, whoever
-restarted.
+One blocking XREAD over the app's reply stream and its control stream is armed all the time. Replies
+are found by ``reply_to``. After every reconnect each waiting request is looked up once, so that no
+reply is missed, whoever restarted.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ OnProgress = Callable[[Record], None]
 
 
 class Waiting:
-    """One request that waits: its future, who wants to hear of progress, and the monotonic time at which it gives
-    up.
+    """One request that waits: its future, who wants to hear of progress, and the monotonic time at which it gives up.
     """
 
     __slots__ = ("end", "future", "on_progress")

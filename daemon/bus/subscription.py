@@ -32,8 +32,8 @@ CONSUMER = "subscriber"
 class Subscription:
     """The records of one topic, as an asynchronous iterator. Leave it with ``break`` or ``aclose()``.
 
-    ``start`` counts only when the group is new: ``new`` (what comes from now on), ``oldest``, or a stream id to go on
-    after.
+    ``start`` counts only when the group is new: ``new`` (what comes from now on), ``oldest``, or a stream id
+    to go on after.
     """
 
     def __init__(

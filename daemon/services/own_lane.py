@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 async def own_lane(bus: Bus) -> AsyncIterator[Outbox]:
     """An outbox to the server of ``bus``, live at the beginning, closed at the end.
 
-    Raises BusUnavailable or ServerRefused when the server cannot be reached at the beginning; later it comes back by
-    itself.
+    Raises BusUnavailable or ServerRefused when the server cannot be reached at the beginning; later it
+    comes back by itself.
     """
     outbox = Outbox(bus.address, bus.keys, bus.options)
     outbox.lane.start()
