@@ -96,7 +96,9 @@ class Lane:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin connecting in the background."""
+        """Begin connecting in the background. Raises NotOpen when the lane is closed: it would never end again."""
+        if self.closing:
+            raise NotOpen("the bus client is closed; nothing was sent")
         self._task = asyncio.create_task(self._run(), name=f"petalbus-lane-{self.name}")
 
     @property
