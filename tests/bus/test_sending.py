@@ -290,5 +290,3 @@ async def test_a_client_that_is_not_open_says_so_at_once(clients: Clients) -> No
                 await call
         with pytest.raises(NotOpen):
             await bus.status("m-1")
-    await bus.start()
-    await bus.send("app", "ping", {})
