@@ -1,0 +1,138 @@
+"""Command handlers of petals: each petal's commands come through its own inbox, so none delays another's.
+
+A command that a crash interrupted is not run a second time: whether it took effect is unknown, and it is left as a dead
+letter for a person.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from petalbus.handlers.mqtt.words import COMMAND, handlers_key, mirrored
+from petalbus.petals.base import Petal
+from petalbus.petals.heavy import run_heavy
+
+if TYPE_CHECKING:
+    from petalbus.daemon.bus.client import Bus
+    from petalbus.schemas.record import Record
+
+log = logging.getLogger("MQTTProxy")
+
+Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
+CONCURRENCY: Final = 16
+"""Commands of one petal that may run at once."""
+
+
+class Commands:
+    """Who takes commands, by the bus client through which they come."""
+
+    def __init__(self, own_bus: Callable[[], Awaitable[Bus]]) -> None:
+        self._own_bus = own_bus
+        self._handlers: dict[str, tuple[Handler, bool]] = {}
+        self._buses: dict[str, Bus] = {}
+        self._served: dict[int, list[str]] = {}
+        self._next = itertools.count(1).__next__
+        self._joining: set[asyncio.Task[None]] = set()
+
+    def add(self, handler: Handler, *, cpu_heavy: bool) -> str:
+        """Register a handler; its id, at once. Raises TypeError when it is not async."""
+        if not inspect.iscoroutinefunction(handler):
+            raise TypeError(f"an MQTT command handler must be 'async def', {handler!r} is not")
+        name = f"handler-{self._next()}"
+        self._handlers[name] = (handler, cpu_heavy)
+        return name
+
+    def join(self, name: str) -> None:
+        """Connect a handler that was added to the inbox it is served from. On the proxy's loop."""
+        task = asyncio.create_task(self._join(name), name=f"mqtt-{name}")
+        self._joining.add(task)
+        task.add_done_callback(self._joined)
+
+    def join_all(self) -> None:
+        """Connect all handlers that were added so far."""
+        for name in self._handlers:
+            if name not in self._buses:
+                self.join(name)
+
+    def remove(self, name: str) -> bool:
+        """Forget a handler; False when there is none of that id."""
+        if self._handlers.pop(name, None) is None:
+            return False
+        bus = self._buses.pop(name, None)
+        if bus is not None:
+            served = self._served[id(bus)]
+            served.remove(name)
+            if not served:
+                del self._served[id(bus)]
+                bus.off(COMMAND)
+                task = asyncio.create_task(self._leave(bus), name=f"mqtt-leave-{bus.app}")
+                self._joining.add(task)
+                task.add_done_callback(self._joined)
+        return True
+
+    async def settled(self) -> None:
+        """Wait until all that were added so far are connected."""
+        while self._joining:
+            await asyncio.wait(self._joining)
+
+    async def stop(self) -> None:
+        """Forget all handlers."""
+        for name in list(self._handlers):
+            self.remove(name)
+        await self.settled()
+
+    @property
+    def count(self) -> int:
+        """Handlers registered."""
+        return len(self._handlers)
+
+    async def _join(self, name: str) -> None:
+        handler, _ = self._handlers[name]
+        bus = await self._bus_of(handler)
+        if name not in self._handlers:
+            return
+        self._buses[name] = bus
+        served = self._served.setdefault(id(bus), [])
+        served.append(name)
+        if len(served) == 1:
+            bus.on(COMMAND, redelivery="report", concurrency=CONCURRENCY)(self._serving(served))
+            await bus.listen()
+            await bus.call("HSET", handlers_key(bus.keys), bus.app, 1)
+
+    async def _bus_of(self, handler: Handler) -> Bus:
+        """The petal's own client where the handler is a petal's method, else the proxy's."""
+        owner = getattr(handler, "__self__", None)
+        if isinstance(owner, Petal):
+            try:
+                return owner.bus
+            except RuntimeError:  # it has none (yet)
+                log.debug("petal %s has no client of the bus; its commands come through the proxy's", owner.name)
+        return await self._own_bus()
+
+    async def _leave(self, bus: Bus) -> None:
+        await bus.call("HDEL", handlers_key(bus.keys), bus.app)
+
+    def _joined(self, task: asyncio.Task[None]) -> None:
+        self._joining.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("MQTT commands do not reach a handler: %s", task.exception())
+
+    def _serving(self, served: list[str]) -> Callable[[Record], Awaitable[None]]:
+        async def command(record: Record) -> None:
+            topic, message = record.data["topic"], mirrored(record.data["payload"])
+            failure: Exception | None = None
+            for handler, heavy in [self._handlers[name] for name in served]:
+                copy = dict(message)  # one that changes it must not change it for the others
+                try:
+                    await (run_heavy(handler, topic, copy) if heavy else handler(topic, copy))
+                except Exception as error:  # noqa: BLE001  # raised below, when the others have had their turn
+                    failure = failure or error
+            if failure is not None:
+                raise failure
+
+        return command
