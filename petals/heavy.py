@@ -3,53 +3,79 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-_MAX_THREADS: Final = 4
+MAX_THREADS: Final = 4
+"""Handlers that compute at a time, in one process; further ones wait for a thread."""
 
 _pool: ThreadPoolExecutor | None = None
 _guard = threading.Lock()
 
 
+class HandlerCancelled(RuntimeError):
+    """The handler ended itself by cancelling its own task."""
+
+
 async def run_heavy(function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-    """Await ``function(*args)`` in a worker thread (four at most at a time; more wait). Cancelling it cancels that."""
-    home = asyncio.get_running_loop()
-    started: asyncio.Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = home.create_future()
+    """Await ``function(*args)`` in a worker thread; its result. Cancelling this cancels that, and waits for its end.
 
-    async def there() -> Any:
-        task = asyncio.current_task()
-        assert task is not None
-        home.call_soon_threadsafe(_tell, started, (asyncio.get_running_loop(), task))
-        return await function(*args)
-
-    running = home.run_in_executor(_threads(), _run, there)
+    Raises what the function raises.
+    """
+    work = _Work(function, args)
+    submitted = _threads().submit(work.run)
+    running = asyncio.wrap_future(submitted)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
-        if started.done():
-            loop, task = started.result()
-            loop.call_soon_threadsafe(task.cancel)
+        if not submitted.cancel():  # it has begun
+            work.cancel()
             await asyncio.wait([running])
-        else:
-            running.cancel()
+            if not running.cancelled():
+                running.exception()  # looked at, so that nobody complains
         raise
 
 
-def _tell(future: asyncio.Future[Any], value: Any) -> None:
-    if not future.done():
-        future.set_result(value)
+class _Work:
+    """One call, in its thread."""
 
+    def __init__(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
+        self._function = function
+        self._args = args
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelled = False
 
-def _run(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    return asyncio.run(main())
+    def run(self) -> Any:
+        """The thread's whole life."""
+        try:
+            return asyncio.run(self._main())
+        except asyncio.CancelledError:
+            raise HandlerCancelled(f"{self._function!r} cancelled itself") from None
+
+    def cancel(self) -> None:
+        """Cancel the handler's task, from any thread."""
+        with self._lock:
+            self._cancelled = True
+            if self._loop is not None and self._task is not None:
+                with contextlib.suppress(RuntimeError):  # it has just ended
+                    self._loop.call_soon_threadsafe(self._task.cancel)
+
+    async def _main(self) -> Any:
+        with self._lock:
+            if self._cancelled:
+                raise asyncio.CancelledError
+            self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        return await self._function(*self._args)
 
 
 def _threads() -> ThreadPoolExecutor:
     global _pool  # noqa: PLW0603  # one pool a process, made when it is first needed
     with _guard:
         if _pool is None:
-            _pool = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="petal-heavy")
+            _pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="petal-heavy")
         return _pool
