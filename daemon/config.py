@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from petalbus.daemon.bus.url import parse
@@ -28,10 +28,19 @@ from petalbus.schemas.vocabulary import APP_PATTERN
 PREFIX: Final = "PETALBUS_"
 FILE_NAME: Final = "petalbus.toml"
 _NOT_IN_FILE: Final = ("data", "config")
-_TABLES: Final = ("keep", "ingest", "mavlink", "sim")
+_TABLES: Final = ("keep", "ingest", "http", "petals", "bridge", "localdb", "s3", "mavlink", "sim")
 _NOT_SETTINGS: Final = frozenset({"PETALBUS_TRACEBACK"})
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+def _joined(value: Any) -> Any:
+    """A list in the settings file means the same as a text with commas."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+Names = Annotated[str, BeforeValidator(_joined)]
+"""Several names in one text, with commas between them."""
 
 
 class ConfigError(ValueError):
@@ -81,6 +90,63 @@ class Settings(BaseSettings):
         Field(gt=0, description="raw telemetry records a second that one program may send; no limit when not given"),
     ] = None
 
+    http_enabled: Annotated[bool, Field(description="serve HTTP: petals' routes, health, documentation")] = True
+    http_host: Annotated[
+        str,
+        Field(min_length=1, description="interface of the HTTP server; nobody is asked who he is, so keep loopback"),
+    ] = "127.0.0.1"
+    http_port: Annotated[int, Field(ge=0, le=65535, description="port of the HTTP server; 0: any free one")] = 9000
+    http_allowed_hosts: Annotated[
+        str, Field(description="further names by which the HTTP server may be called: drone.lan, *.field.example")
+    ] = ""
+    http_allowed_origins: Annotated[
+        str, Field(description="web pages of other servers that may use it: https://ground.example")
+    ] = ""
+
+    petals_enabled: Annotated[Names, Field(description="petals that run, with commas; all found when none is named")] = (
+        ""
+    )
+    petals_disabled: Annotated[Names, Field(description="petals that do not run, with commas")] = ""
+    petals_paths: Annotated[Names, Field(description="further petals as module:Class, with commas")] = ""
+    petals_isolation: Annotated[
+        Literal["daemon", "process"], Field(description="where petals run: in the daemon, or each in a process")
+    ] = "daemon"
+    petals_isolated: Annotated[Names, Field(description="petals that run in a process each, with commas")] = ""
+    petals_file: Annotated[Path | None, Field(description="proxies.yaml; <data>/proxies.yaml when none is named")] = None
+    petals_root: Annotated[Path | None, Field(description="folder that holds static/<petal> of existing petals")] = None
+    petals_handler_timeout: Annotated[
+        float | None, Field(gt=0, description="how long a petal's handler may run where it says nothing (s)")
+    ] = None
+    petals_concurrency: Annotated[int, Field(ge=1, le=256, description="handlers of one petal at a time")] = 4
+    petals_queue: Annotated[int, Field(ge=1, le=10_000, description="records of a level that a petal reads ahead")] = 64
+    petals_restarts: Annotated[
+        int, Field(ge=0, le=1000, description="restarts of a petal within five minutes before it is given up")
+    ] = 5
+
+    bridge_channels: Annotated[
+        Names, Field(description="patterns of pub/sub channels that are recorded, with commas; none when empty")
+    ] = "*"
+    bridge_plain_keys: Annotated[
+        bool, Field(description="serve programs that use queue:<app>:inbox, status:<app> and channel:<app>")
+    ] = True
+
+    localdb_file: Annotated[Path | None, Field(description="the local database; <data>/local.db when none is named")] = (
+        None
+    )
+    localdb_url: Annotated[str | None, Field(description="an existing LocalDB service, in place of the file's items")] = (
+        None
+    )
+    organization_file: Annotated[Path, Field(description="file that tells organisation and thing")] = Path(
+        "/opt/droneleaf/certs/perm/thing-parameters.json"
+    )
+    machine_id: Annotated[str | None, Field(description="this machine's id; found by itself when not given")] = None
+    access_token_url: Annotated[str | None, Field(description="service that gives out tokens for the cloud")] = None
+    session_token_url: Annotated[str | None, Field(description="service that gives out credentials for buckets")] = None
+    cloud_endpoint: Annotated[str | None, Field(description="URL of the cloud's tables")] = None
+    s3_bucket_name: Annotated[str | None, Field(description="bucket for flight logs")] = None
+    s3_region: Annotated[str, Field(description="its region")] = "us-east-1"
+    s3_endpoint: Annotated[str | None, Field(description="URL of an S3 store that is not AWS's")] = None
+
     mavlink_endpoint: Annotated[
         str | None, Field(description="MAVLink endpoint of a real vehicle, such as udpin:0.0.0.0:14550")
     ] = None
@@ -99,6 +165,11 @@ class Settings(BaseSettings):
     sim_autopilot: Annotated[Literal["px4", "ardupilot"], Field(description="whose ways the simulated vehicle has")] = (
         "px4"
     )
+
+    @field_validator("petals_file", "petals_root", "localdb_file", "organization_file")
+    @classmethod
+    def _expanded(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.expanduser()
 
     @field_validator("data", "config")
     @classmethod
@@ -132,6 +203,17 @@ _EXAMPLES: Final[dict[str, Any]] = {
     "ingest_telemetry_rate": 1000.0,
     "mavlink_endpoint": "udpin:0.0.0.0:14550",
     "mavlink_target_system": 1,
+    "petals_file": "/opt/petals/proxies.yaml",
+    "petals_root": "/opt/petals",
+    "petals_handler_timeout": 30.0,
+    "localdb_file": "/var/lib/petalbus/local.db",
+    "localdb_url": "http://localhost:3000",
+    "machine_id": "drone-001",
+    "access_token_url": "http://localhost:3001/session-manager/access-token",
+    "session_token_url": "http://localhost:3001/session-manager/session-token",
+    "cloud_endpoint": "https://cloud.example",
+    "s3_bucket_name": "flight-logs",
+    "s3_endpoint": "https://s3.example",
 }
 
 
@@ -283,4 +365,5 @@ def _explained(error: ValidationError, values: Mapping[str, Any], origins: Mappi
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    value = str(value) if isinstance(value, Path) else value
     return f'"{value}"' if isinstance(value, str) else str(value)

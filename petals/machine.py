@@ -1,8 +1,8 @@
 """Who this machine is: an id that stays the same. Blocks: files are read, and one may be written.
 
-In this order: what was set (``machine_id``, ``PETAL_MACHINE_ID``); the thing's name in ``thing-parameters.json`` without
-``Instance-``; the file ``machine-id`` in the data directory. That file is written once, from what the hardware and the
-installation say of themselves, and again only when the thing's name says something else.
+In this order: what was set (``machine_id``, ``PETAL_MACHINE_ID``); the thing's name in ``thing-parameters.json``
+without ``Instance-``; the file ``machine-id`` in the data directory. That file is written once, from what the hardware
+and the installation say of themselves, and again only when the thing's name says something else.
 """
 
 from __future__ import annotations
@@ -35,11 +35,9 @@ class MachineId(NamedTuple):
 
 
 def find_machine_id(directory: Path, *, given: str | None = None, thing_name: str | None = None) -> MachineId:
-    """This machine's id. ``directory``: where it is kept. Never fails: without any fact it is a random one, kept too."""
-    if word := given or os.environ.get(VARIABLE):
-        if _ID.fullmatch(word):
-            return MachineId(word, "setting")
-        logger.error("%r cannot be a machine id (letters, digits, . _ : -; 128 at most): it is ignored", word)
+    """This machine's id. ``directory``: where it is kept. Never fails: without any fact it is random, and kept."""
+    if word := machine_id_that_was_set(given):
+        return MachineId(word, "setting")
     file = directory / FILE_NAME
     kept = _read(file)
     if thing_name:
@@ -57,8 +55,19 @@ def find_machine_id(directory: Path, *, given: str | None = None, thing_name: st
     return MachineId(_write(file, made, only_new=True), "hardware")
 
 
+def machine_id_that_was_set(given: str | None) -> str | None:
+    """``given``, else the environment's, when it can be one. Reads no file."""
+    word = given or os.environ.get(VARIABLE)
+    if not word:
+        return None
+    if _ID.fullmatch(word):
+        return word
+    logger.error("%r cannot be a machine id (letters, digits, . _ : -; 128 at most): it is ignored", word)
+    return None
+
+
 def _made(interfaces: Path, installation: Path) -> str:
-    """From the address of the first real interface, which tells two boards with copied cards apart, and /etc/machine-id."""
+    """From /etc/machine-id, and the first real interface's address, which tells boards with copied cards apart."""
     facts = [fact for fact in (_hardware_address(interfaces), _word(installation)) if fact]
     if not facts:
         return uuid.uuid4().hex
@@ -93,7 +102,7 @@ def _read(file: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        logger.error("%s cannot be read (%s): it is made anew", file, error)
+        logger.warning("%s cannot be read (%s): it is made anew", file, error)
         return None
     if _ID.fullmatch(word):
         return word

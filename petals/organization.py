@@ -1,7 +1,7 @@
 """OrganizationManager: which organisation this machine belongs to, and which machine it is.
 
-The organisation's id stands in ``thing-parameters.json``, which provisioning writes. It may come, change and vanish at any
-time. Where the file says nothing the ``fallback`` is asked (the local database).
+The organisation's id stands in ``thing-parameters.json``, which provisioning writes. It may come, change and vanish at
+any time. Where the file says nothing the ``fallback`` is asked (the local database).
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import orjson
-
 from petalbus.daemon.paths import DataDirectoryError, DataPaths
-from petalbus.petals.machine import THING_PREFIX, VARIABLE, find_machine_id
+from petalbus.petals.machine import THING_PREFIX, find_machine_id, machine_id_that_was_set
+from petalbus.petals.thing import Said, read_thing
 from petalbus.petals.watching import FileWatch
 
 FILE: Final = "/opt/droneleaf/certs/perm/thing-parameters.json"
-MAX_FILE_BYTES: Final = 1 << 20
 _WITHOUT_INOTIFY: Final = 1.0
 _SETTLE: Final = 0.05
 
@@ -36,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class OrganizationInfo:
-    """What is known. ``last_updated``: the wall clock's seconds at the last change; ``source``: ``file``, ``fallback``."""
+    """What is known. ``last_updated``: the wall clock's seconds at the last change; ``source``: file or fallback."""
 
     organization_id: str | None = None
     machine_id: str | None = None
@@ -44,16 +42,6 @@ class OrganizationInfo:
     retrieved_at: str | None = None
     last_updated: float = 0.0
     source: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """What the file says now. ``problem``: why it cannot be understood; then the rest is empty."""
-
-    organization_id: str | None = None
-    thing_name: str | None = None
-    retrieved_at: str | None = None
-    problem: str = ""
 
 
 class OrganizationManager:
@@ -84,8 +72,8 @@ class OrganizationManager:
         self._data = Path(data) if data is not None else None
         self._given_machine_id = machine_id
         self._guard = threading.Lock()
-        self._info = OrganizationInfo(machine_id=machine_id or os.environ.get(VARIABLE) or None)
-        self._said = _Said()
+        self._info = OrganizationInfo(machine_id=machine_id_that_was_set(machine_id))
+        self._said = Said()
         self._seen: object = None
         self._listeners: list[_Listener] = []
         self._waiters: set[asyncio.Future[str]] = set()
@@ -191,7 +179,7 @@ class OrganizationManager:
 
     async def _look(self) -> None:
         async with self._looking:
-            seen, said = await asyncio.to_thread(_read, self.file_path, self._seen)
+            seen, said = await asyncio.to_thread(read_thing, self.file_path, self._seen)
             self._seen = seen
             if said is not None:
                 if said.problem:
@@ -211,7 +199,7 @@ class OrganizationManager:
             source = "fallback" if organization_id else None
         before = self._info
         machine_id = before.machine_id
-        if machine_id is None or said.thing_name != before.thing_name:
+        if machine_id is None or said.thing_name not in (None, before.thing_name):  # no name: it stays as it is
             machine_id = await asyncio.to_thread(self._find_machine_id, said.thing_name)
         now = OrganizationInfo(
             organization_id, machine_id, said.thing_name, said.retrieved_at, before.last_updated, source
@@ -224,7 +212,9 @@ class OrganizationManager:
             directory = self._data if self._data is not None else DataPaths.of().root
         except DataDirectoryError as error:
             logger.warning("the machine id cannot be kept: %s", error)
-            return (thing_name or "").removeprefix(THING_PREFIX) or self._given_machine_id
+            return (
+                machine_id_that_was_set(self._given_machine_id) or (thing_name or "").removeprefix(THING_PREFIX) or None
+            )
         return find_machine_id(directory, given=self._given_machine_id, thing_name=thing_name).value
 
     def _change(self, before: OrganizationInfo, now: OrganizationInfo) -> None:
@@ -263,24 +253,26 @@ class _Listener:
             await asyncio.wait([self._task])
 
     def _go_on(self) -> None:
-        value = self._next.pop()
-        try:
-            running = self.callback(value)
-        except Exception:
-            logger.exception("callback %r of the organisation manager failed", self.callback)
-            return
-        if inspect.isawaitable(running):
+        running = self._call()
+        if running is not None:
             self._task = asyncio.create_task(self._finish(running), name="organization-callback")
 
+    def _call(self) -> Any:
+        """Call it with the newest value; what is to be awaited then, or None."""
+        try:
+            running = self.callback(self._next.pop())
+        except Exception:
+            logger.exception("callback %r of the organisation manager failed", self.callback)
+            return None
+        return running if inspect.isawaitable(running) else None
+
     async def _finish(self, running: Any) -> None:
-        while True:
+        while running is not None:
             try:
                 await running
             except Exception:
                 logger.exception("callback %r of the organisation manager failed", self.callback)
-            if not self._next:
-                return
-            running = self.callback(self._next.pop())
+            running = self._call() if self._next else None
 
 
 def _fulfil(waiter: asyncio.Future[str], value: str) -> None:
@@ -290,49 +282,6 @@ def _fulfil(waiter: asyncio.Future[str], value: str) -> None:
 
     with contextlib.suppress(RuntimeError):  # its loop has been closed: nobody waits there
         waiter.get_loop().call_soon_threadsafe(tell)
-
-
-def _read(path: Path, seen: object) -> tuple[object, _Said | None]:
-    """A mark of the file as it is, and what it says; None when it is as it was when ``seen`` was its mark."""
-    try:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            mark = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-            if mark == seen:
-                return mark, None
-            content = file.read(MAX_FILE_BYTES + 1)
-    except (FileNotFoundError, NotADirectoryError):
-        return "no file", None if seen == "no file" else _Said()
-    except OSError as error:
-        problem = f"cannot be read: {error}"
-        return problem, None if seen == problem else _Said(problem=problem)
-    if len(content) > MAX_FILE_BYTES:
-        return mark, _Said(problem=f"it has more than {MAX_FILE_BYTES} bytes")
-    return mark, _understood(content)
-
-
-def _understood(content: bytes) -> _Said:
-    try:
-        document = orjson.loads(content)
-    except orjson.JSONDecodeError as error:
-        return _Said(problem=f"it is no JSON (a writer may be at work): {error}")
-    if not isinstance(document, dict):
-        return _Said(problem="it is no JSON object")
-    thing, state = _part(document, "thing"), _part(document, "shadow", "state")
-    places = (_part(thing, "lastReported"), _part(state, "reported"), _part(state, "desired"))
-    found = [word for place in places if (word := _word(place.get("organizationId")))]
-    return _Said(found[0] if found else None, _word(thing.get("thingName")), _word(thing.get("retrievedAt")))
-
-
-def _part(document: dict[str, Any], *names: str) -> dict[str, Any]:
-    for name in names:
-        inner = document.get(name)
-        document = inner if isinstance(inner, dict) else {}
-    return document
-
-
-def _word(value: Any) -> str | None:
-    return (value.strip() or None) if isinstance(value, str) else None
 
 
 _manager: OrganizationManager | None = None

@@ -24,10 +24,11 @@ from petalbus.daemon.bus.messages import Messages
 from petalbus.daemon.bus.options import BusOptions
 from petalbus.daemon.bus.outbox import Outbox
 from petalbus.daemon.bus.presence import Application, Presence
-from petalbus.daemon.bus.requests import ReplyLane
+from petalbus.daemon.bus.requests import OnReply, ReplyLane
 from petalbus.daemon.bus.sender import Receipt, Sender
 from petalbus.daemon.bus.subscription import Subscription
 from petalbus.daemon.bus.url import parse
+from petalbus.schemas.record import Record
 from petalbus.schemas.vocabulary import Status
 
 log = logging.getLogger("petalbus.bus")
@@ -59,6 +60,7 @@ class Bus(Sender):
         self._ending: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()  # one consumer after the other
         self._cancelled: OrderedDict[bytes, None] = OrderedDict()
+        self._other_replies: OnReply | None = None
         self._heartbeat: Heartbeat | None = None
         self._started = False
         super().__init__()
@@ -88,6 +90,7 @@ class Bus(Sender):
             outbox=self._outbox,
             options=self.options,
             on_cancel=self._cancel_here,
+            on_other=self._other_reply,
         )
         self._presence = Presence(self.keys, self._outbox, self.options)
         self.messages = Messages(self.keys, self._outbox, self.options, app=self.app, clock=self.clock)
@@ -168,6 +171,13 @@ class Bus(Sender):
         """Remove the handler of ``type``; False when there was none."""
         return self._registry.remove(type)
 
+    def on_other_reply(self, function: OnReply | None) -> None:
+        """Call a plain function with each final reply to this app that no request of this client waits for.
+
+        Only while this client consumes; what came before, or goes to a request of another process, may be among them.
+        """
+        self._other_replies = function
+
     async def listen(self) -> None:
         """Wait until this client consumes its inbox. Raises BusUnavailable."""
         if self._consuming is None:
@@ -231,6 +241,10 @@ class Bus(Sender):
     async def call(self, *args: bytes | str | float) -> Any:
         """Run one plain server command on the command lane, once; for tools."""
         return await self._outbox.call(*args)
+
+    async def ask(self, *args: bytes | str | float) -> Any:
+        """Run one plain server command that only reads: it is sent again when its answer is lost."""
+        return await self._outbox.ask(*args)
 
     def statistics(self) -> dict[str, Any]:
         """What is under way, and counters."""
@@ -312,6 +326,10 @@ class Bus(Sender):
             await heartbeat.stop()
             if self._outbox.lane.connection is not None:
                 await self._outbox.call("HDEL", self.keys.beats, heartbeat.field)
+
+    def _other_reply(self, record: Record) -> None:
+        if self._other_replies is not None:
+            self._other_replies(record)
 
     def _cancel_here(self, message_id: str) -> None:
         self._cancelled[message_id.encode()] = None

@@ -120,7 +120,10 @@ class ReplyError(BusError):
 
 
 class HandlerError(BusError):
-    """Raised by a handler: answer with this error. ``retry`` asks for another attempt first (``rerun`` only)."""
+    """Raised by a handler: answer with this error. ``retry`` asks for another attempt first (``rerun`` only).
+
+    ``dead``: the record also becomes a dead letter, for somebody to look at.
+    """
 
     code = "handler_error"
 
@@ -131,8 +134,10 @@ class HandlerError(BusError):
         error_code: str = "HANDLER_ERROR",
         data: dict[str, Any] | None = None,
         retry: bool = False,
+        dead: bool = False,
     ) -> None:
         self.error_code = error_code
         self.data = data or {}
         self.retry = retry
+        self.dead = dead
         super().__init__(message)

@@ -8,9 +8,9 @@ HandlerError to answer with an error of its own.
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from petalbus.schemas.record import Record
 from petalbus.schemas.vocabulary import ReplyKind
@@ -20,14 +20,27 @@ Redelivery = Literal["rerun", "report"]
 
 
 class Reply:
-    """A reply with something to say beyond its payload. ``type`` defaults to the request's type plus ``_response``."""
+    """A reply with something to say beyond its payload. ``type`` defaults to the request's type plus ``_response``.
 
-    __slots__ = ("data", "kind", "type")
+    ``id``: the reply's own id, when it shall not be a new one. ``fields``: further fields of its record, by wire name.
+    """
 
-    def __init__(self, data: Any = None, kind: ReplyKind = ReplyKind.RESULT, type: str | None = None) -> None:
+    __slots__ = ("data", "fields", "id", "kind", "type")
+
+    def __init__(
+        self,
+        data: Any = None,
+        kind: ReplyKind = ReplyKind.RESULT,
+        type: str | None = None,
+        *,
+        id: str | None = None,
+        fields: Mapping[bytes, bytes] | None = None,
+    ) -> None:
         self.data = data
         self.kind = kind
         self.type = type
+        self.id = id
+        self.fields = fields or {}
 
 
 class Progress(Reply):
@@ -37,6 +50,17 @@ class Progress(Reply):
 
     def __init__(self, data: Any = None, *, type: str | None = None) -> None:
         super().__init__(data, ReplyKind.PROGRESS, type)
+
+
+class HandedOver:
+    """See HANDED_OVER."""
+
+    __slots__ = ()
+
+
+HANDED_OVER: Final = HandedOver()
+"""What a handler returns that gave the record to a program which answers by itself, later: the record is acknowledged
+without a reply, and stands as delivered until that program's reply comes in."""
 
 
 class Context(Protocol):

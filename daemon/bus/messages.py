@@ -21,6 +21,7 @@ from petalbus.schemas.vocabulary import ReplyKind, Status
 _STATES: Final = {
     "q": Status.PENDING,
     "p": Status.PROCESSING,
+    "d": Status.DELIVERED,
     "c": Status.COMPLETED,
     "f": Status.FAILED,
     "t": Status.TIMEOUT,

@@ -30,6 +30,7 @@ EXPIRY = 0.05
 """Seconds between two looks at requests whose time may be up."""
 
 OnProgress = Callable[[Record], None]
+OnReply = Callable[[Record], object]
 
 
 class Waiting:
@@ -44,15 +45,20 @@ class Waiting:
 
 
 class ReplyLane:
-    """Receives the replies of one app. ``on_cancel`` is called with the id of a message that shall be cancelled."""
+    """Receives the replies of one app.
+
+    ``on_cancel`` is called with the id of a message that shall be cancelled, ``on_other`` with each final reply that
+    nobody waits for.
+    """
 
     def __init__(
         self, app: str, *, address: Address, keys: Keys, outbox: Outbox, options: BusOptions,
-        on_cancel: Callable[[str], object],
+        on_cancel: Callable[[str], object], on_other: OnReply,
     ) -> None:  # fmt: skip
         self._keys = keys
         self._outbox = outbox
         self._on_cancel = on_cancel
+        self._on_other = on_other
         self._streams = {keys.replies(app).encode(): b"", keys.control(app).encode(): b""}
         self._replies = keys.replies(app)
         self._name = self._replies.encode()
@@ -137,6 +143,8 @@ class ReplyLane:
         """Give a reply to whoever waits for it."""
         waiting = self.waiting.get(record.reply_to or "")
         if waiting is None or waiting.future.done():
+            if record.kind is not None and record.kind.final:
+                self._loop.call_soon(self._on_other, record)
             return
         if record.kind in (ReplyKind.ACCEPTED, ReplyKind.PROGRESS):
             if waiting.on_progress is not None:

@@ -8,14 +8,25 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from petalbus.daemon.bus.envelope import payload
+from petalbus.daemon.bus.envelope import checked_id, payload
 from petalbus.daemon.bus.errors import HandlerError
-from petalbus.daemon.bus.handlers import Handler, Registry, Reply, as_reply, is_final
+from petalbus.daemon.bus.handlers import HANDED_OVER, Handler, Registry, Reply, as_reply, is_final
 from petalbus.daemon.bus.keys import GROUP, Keys
 from petalbus.daemon.bus.options import BusOptions
 from petalbus.daemon.bus.outbox import Outbox
-from petalbus.daemon.bus.settle import CANCELLED, COMPLETED, FAILED, PROCESSING, TIMEOUT, Committer, Output, plain
+from petalbus.daemon.bus.settle import (
+    CANCELLED,
+    COMPLETED,
+    DELIVERED,
+    FAILED,
+    PROCESSING,
+    TIMEOUT,
+    Committer,
+    Output,
+    plain,
+)
 from petalbus.daemon.bus.work import Work
+from petalbus.schemas.convert.names import bus_id
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.payloads import validate_payload
 from petalbus.schemas.record import Record
@@ -27,7 +38,8 @@ log = logging.getLogger("petalbus.bus")
 MARK_AFTER = 0.005
 """Seconds after which a running record is shown as ``processing``; shorter ones are not worth a write."""
 
-SETTLED = (COMPLETED, FAILED, TIMEOUT, CANCELLED)
+SETTLED = (COMPLETED, FAILED, TIMEOUT, CANCELLED, DELIVERED)
+EXPIRED = "DEADLINE_EXPIRED"
 FORGOTTEN = b""
 """What the id window says of a message that has left it: it may have begun, or ended, or neither."""
 
@@ -118,8 +130,8 @@ class Runner:
 
     def settle_expired(self, work: Work) -> None:
         """End a record whose deadline has passed: it is never run."""
-        data = _problem("DEADLINE_EXPIRED", "the deadline passed before the record could start; it was not run")
-        self._committer.settle(work, TIMEOUT, [self._reply(work, Reply(data, ReplyKind.ERROR))])
+        data = _problem(EXPIRED, "the deadline passed before the record could start; it was not run")
+        self._committer.settle(work, TIMEOUT, [self._reply(work, self._no(work, data))])
 
     async def begin(self, work: Work) -> bool:
         """Mark a record as processing; False when the lease is lost. Raises BusError when the server cannot be asked."""
@@ -145,8 +157,12 @@ class Runner:
         assert task is not None
         try:
             said = await self._call(work, record, handler)
-            reply = as_reply(said)
-            outputs = [] if said is None and not record.wants_reply else [self._reply(work, reply)]
+            if said is HANDED_OVER:
+                state, outputs = DELIVERED, []
+            else:
+                reply = as_reply(said)
+                state = FAILED if reply.kind is ReplyKind.ERROR else COMPLETED
+                outputs = [] if said is None and not record.wants_reply else [self._reply(work, reply)]
         except asyncio.CancelledError as error:
             if work.cancelled:
                 self.settle_cancelled(work)
@@ -159,7 +175,7 @@ class Runner:
         except Exception as error:  # noqa: BLE001  # whatever a handler raises becomes a retry or a dead letter, never a crash
             self._broke(work, handler, error)
         else:
-            self._committer.settle(work, FAILED if reply.kind is ReplyKind.ERROR else COMPLETED, outputs)
+            self._committer.settle(work, state, outputs)
         finally:
             if work.cancelled and task.cancelling():
                 task.uncancel()
@@ -238,11 +254,15 @@ class Runner:
             return
         data = {**_problem(error.error_code, str(error)), **error.data}
         try:
-            outputs = [self._reply(work, Reply(data, ReplyKind.ERROR))]
+            outputs = [self._reply(work, self._no(work, data))]
         except RecordInvalid as invalid:
             self._broke(work, handler, invalid)
             return
-        self._committer.settle(work, FAILED, outputs)
+        if error.dead:
+            detail = "".join(traceback.format_exception(error.__cause__ or error))
+            outputs.append(self._committer.dead_letter(work, plain(str(error)), detail))
+        late = error.error_code == EXPIRED
+        self._committer.settle(work, TIMEOUT if late else FAILED, outputs)
 
     def _broke(self, work: Work, handler: Handler, error: BaseException) -> None:
         log.warning("handler of %s failed (attempt %d): %s", handler.type, work.attempts, _words(error))
@@ -264,19 +284,23 @@ class Runner:
     def _bury(self, work: Work, reason: str, detail: str, code: str, *, message: str | None = None) -> None:
         outputs: list[Output] = [self._committer.dead_letter(work, reason, detail)]
         if work.record is not None:
-            data = _problem(code, message or detail)
-            outputs.append(self._reply(work, Reply(data, ReplyKind.ERROR)))
+            outputs.append(self._reply(work, self._no(work, _problem(code, message or detail))))
         self._committer.settle(work, FAILED, outputs)
+
+    def _no(self, work: Work, data: dict[str, Any]) -> Reply:
+        # an id that says what it answers, for programs that look for it there
+        return Reply(data, ReplyKind.ERROR, id=bus_id(f"error_{work.message_id.decode()}"))
 
     def _reply(self, work: Work, reply: Reply) -> Output:
         record = work.record
         assert record is not None
-        extra: dict[bytes, bytes] = {}
+        extra = dict(reply.fields)
         data = {} if reply.data is None else reply.data
         answer_type = reply.type or f"{record.type}_response"
         options = self._options
         body = payload(answer_type, data, None, extra, options.compress_over, options.compression)
-        return self._committer.reply(work, reply.kind, body, record_type=answer_type, extra=extra)
+        reply_id = None if reply.id is None else checked_id(reply.id)
+        return self._committer.reply(work, reply.kind, body, record_type=answer_type, extra=extra, reply_id=reply_id)
 
 
 def _problem(code: str, message: str) -> dict[str, Any]:

@@ -36,6 +36,7 @@ FAILED: Final = b"f"
 TIMEOUT: Final = b"t"
 CANCELLED: Final = b"x"
 PROCESSING: Final = b"p"
+DELIVERED: Final = b"d"
 
 
 class Output(NamedTuple):
@@ -108,7 +109,14 @@ class Committer:
         entries.append(_Entry(work, state, outputs))
 
     def reply(
-        self, work: Work, kind: ReplyKind, data: bytes, *, record_type: str | None, extra: Fields = NO_FIELDS
+        self,
+        work: Work,
+        kind: ReplyKind,
+        data: bytes,
+        *,
+        record_type: str | None,
+        extra: Fields = NO_FIELDS,
+        reply_id: str | None = None,
     ) -> Output:
         """A reply record to the work's sender."""
         record = work.record
@@ -123,7 +131,7 @@ class Committer:
         fields = {b"reply_to": record.id.encode(), b"kind": kind.encode(), **extra}
         if record.traceparent is not None:
             fields[b"traceparent"] = record.traceparent.encode()
-        items, packed = route.fields(new_id().encode(), data, fields)
+        items, packed = route.fields((reply_id or new_id()).encode(), data, fields)
         return Output(route.stream, self._options.keep_replies, items, packed)
 
     def clock_changed(self) -> None:

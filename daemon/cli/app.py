@@ -8,7 +8,23 @@ from typing import Final
 
 import typer
 
-from petalbus.daemon.cli import apps, bench, config, dead, inbox, replay, request, send, status, tail, top, up, version
+from petalbus.daemon.cli import (
+    apps,
+    bench,
+    config,
+    dead,
+    inbox,
+    petal,
+    petals,
+    replay,
+    request,
+    send,
+    status,
+    tail,
+    top,
+    up,
+    version,
+)
 from petalbus.daemon.cli.exits import Exit, report
 
 app: Final = typer.Typer(
@@ -32,6 +48,8 @@ app.command("bench")(bench.bench)
 app.command("version")(version.version)
 app.add_typer(config.app, name="config")
 app.add_typer(dead.app, name="dead")
+app.add_typer(petal.app, name="petal")
+app.add_typer(petals.app, name="petals")
 
 
 def run(arguments: list[str] | None = None) -> int:

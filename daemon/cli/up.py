@@ -74,9 +74,10 @@ def words(event: dict[str, Any]) -> str | None:
                 kind = "simulated vehicle" if event["sim"] else "vehicle"
                 heard = "heard" if event["vehicle_heard"] else "not heard yet"
                 vehicle = f"; {kind} on {event['mavlink']} {heard}"
+            http = f"; HTTP at {event['http']}" if event.get("http") else ""
             return (
                 f"petalbus {event['version']} ready in {event['ready_s']:.2f} s as process {event['pid']}: "
-                f"data {event['data']}; server {server}{adopted} at {event['url']}{vehicle}"
+                f"data {event['data']}; server {server}{adopted} at {event['url']}{vehicle}{http}"
             )
         case "stopping":
             return f"stopping ({event['signal']})"

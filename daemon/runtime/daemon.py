@@ -1,7 +1,8 @@
 """The daemon: what `petalbus up` runs, from taking the data directory to giving it back.
 
-Up:    lock -> server -> simulated vehicle -> bus (app "petalbus") -> services -> MAVLink handler -> bus.json -> ready
-Down:  bus.json -> MAVLink handler -> simulated vehicle -> services -> bus -> server -> lock
+Up:    lock -> server -> simulated vehicle -> bus (app "petalbus") -> services -> MAVLink handler -> port -> bus.json
+       -> ready -> HTTP
+Down:  bus.json -> HTTP -> MAVLink handler -> simulated vehicle -> services -> bus -> server -> lock
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import resource
 import signal
 import time
 from contextlib import AsyncExitStack
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -24,12 +27,14 @@ from petalbus.daemon.bus.client import Bus
 from petalbus.daemon.bus.options import BusOptions
 from petalbus.daemon.bus.url import parse
 from petalbus.daemon.config import Settings
+from petalbus.daemon.http.part import HttpPart
 from petalbus.daemon.paths import DataPaths
+from petalbus.daemon.petals.control import answer_petals
 from petalbus.daemon.runtime.answers import answer
 from petalbus.daemon.runtime.parts import endpoint_of, mavlink_part, simulator_part, vehicle_heard
 from petalbus.daemon.runtime.report import Report
 from petalbus.daemon.runtime.services import SERVICES, prepare, service_part
-from petalbus.daemon.runtime.supervisor import Supervisor
+from petalbus.daemon.runtime.supervisor import Kept, State, Supervisor
 from petalbus.daemon.server import (
     DataLock,
     EmbeddedServer,
@@ -43,6 +48,9 @@ from petalbus.daemon.server import (
 from petalbus.daemon.server.probe import without_password
 from petalbus.daemon.server.process import ProcessIdentity
 from petalbus.schemas.stamps import boot_clock_ns
+
+if TYPE_CHECKING:
+    from petalbus.daemon.petals.manager import PetalManager
 
 APP: Final = "petalbus"
 _VEHICLE_SECONDS: Final = 3.0
@@ -69,6 +77,8 @@ class Daemon:
         self._running: RunningBus | None = None
         self._bus: Bus | None = None
         self._supervisor: Supervisor | None = None
+        self.http = HttpPart(settings, health=self._health, announce=self._http_answers)
+        self._petals: PetalManager | None = None
         self._since = _process_start()
         self._stop = asyncio.Event()
         self._signalled = False
@@ -118,6 +128,7 @@ class Daemon:
         bus = self._bus = self._connect(APP)
         await prepare(bus, settings)
         answer(bus, self.status)
+        answer_petals(bus, lambda: self._petals)
         await stack.enter_async_context(bus)
         await bus.listen()
         stack.push_async_callback(supervisor.stop)
@@ -125,6 +136,8 @@ class Daemon:
             supervisor.start(name, service_part(make, bus, settings), stops=2)
         if endpoint is not None:
             supervisor.start("mavlink", mavlink_part(self._connect, settings, endpoint), stops=0)
+        await self._start_http(supervisor)
+        supervisor.start("petals", self._run_petals, stops=-2)
         pid = self._server.pid if self._server is not None else None
         self._running = announce(
             self._paths, url=self._url, bus=settings.bus, server_pid=pid, durability=bus.durability
@@ -135,6 +148,55 @@ class Daemon:
         )
         self._starting = None
         self._say_ready(endpoint, heard=heard)
+        self.http.ready.set()
+
+    async def _run_petals(self, kept: Kept) -> None:
+        """The petals, once nothing is held up any more by loading them."""
+        await self.http.ready.wait()
+        module = await asyncio.to_thread(import_module, "petalbus.daemon.petals.manager")
+        assert self._bus is not None
+        manager = module.PetalManager(
+            self._settings,
+            data=self._paths.root,
+            url=self._url,
+            durability=self._bus.durability,
+            connect=self._connect,
+            mounts=self.http.mounts if self.http.options.enabled else None,
+            report=self._report.event,
+        )
+        try:
+            await manager.start()
+            self._petals = manager
+            kept.up(manager.statistics)
+            await asyncio.Event().wait()
+        finally:
+            self._petals = None
+            await manager.stop()
+
+    async def _start_http(self, supervisor: Supervisor) -> None:
+        if not self.http.options.enabled:
+            return
+        with contextlib.suppress(OSError):  # the part says why, and tries again
+            await self.http.take_port()
+        supervisor.start("http", self.http.run, stops=-1)
+
+    async def _http_answers(self, url: str | None) -> None:
+        """Say in bus.json where HTTP answers now; not any more when we are stopping, and the file is withdrawn."""
+        if self._running is None or self._stop.is_set():
+            return
+        self._running = replace(self._running, http=url)
+        await asyncio.to_thread(update, self._paths, self._running)
+        if self._stop.is_set():
+            withdraw(self._paths)
+        elif url is not None:
+            self._report.event("http_ready", url=url)
+
+    def _health(self) -> dict[str, Any]:
+        """What ``/health`` says: degraded while a part is not running, with the names of those."""
+        parts = self._supervisor.parts if self._supervisor is not None else {}
+        down = [name for name, kept in parts.items() if kept.state is not State.RUNNING]
+        status = "degraded" if down else "healthy"
+        return {"status": status, "bus": self._settings.bus, "not_running": down}
 
     async def _provide_server(self, stack: AsyncExitStack, tasks: asyncio.TaskGroup) -> None:
         settings = self._settings
@@ -177,10 +239,10 @@ class Daemon:
             self._failure = error
             self._end()
 
-    def _connect(self, app: str) -> Bus:
+    def _connect(self, app: str, **more: Any) -> Bus:
         # only the embedded server is known to do what the setting says; another one is asked
         fsync = self._settings.fsync if self._server is not None else None
-        options = BusOptions(durability=fsync, beside_bus=True)
+        options = BusOptions(durability=fsync, beside_bus=True, **more)
         return Bus(self._url, app=app, bus=self._settings.bus, options=options)
 
     def status(self) -> dict[str, Any]:
@@ -219,6 +281,7 @@ class Daemon:
             mavlink=endpoint,
             sim=self._settings.sim_enabled,
             vehicle_heard=heard,
+            http=self.http.url,
             ready_s=round(time.clock_gettime(time.CLOCK_BOOTTIME) - self._since, 3),
         )
 

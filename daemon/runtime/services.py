@@ -10,7 +10,15 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from petalbus.daemon.runtime.supervisor import Kept, RunPart
-from petalbus.daemon.services import Ingest, IngestOptions, Janitor, JanitorOptions
+from petalbus.daemon.services import (
+    Ingest,
+    IngestOptions,
+    Janitor,
+    JanitorOptions,
+    PlainKeys,
+    PlainOptions,
+    PubSubBridge,
+)
 from petalbus.daemon.services.retention import Keep
 
 if TYPE_CHECKING:
@@ -45,12 +53,20 @@ def _janitor(bus: Bus, settings: Settings) -> Janitor:
     return Janitor(bus, options=JanitorOptions(keep=keep, gone_after=settings.keep_for))
 
 
+def _plain(bus: Bus, settings: Settings) -> Service:
+    return PlainKeys(bus, options=PlainOptions(enabled=getattr(settings, "bridge_plain_keys", True)))
+
+
+def _pubsub(bus: Bus, settings: Settings) -> Service:
+    return PubSubBridge(bus, patterns=[word.strip() for word in settings.bridge_channels.split(",") if word.strip()])
+
+
 async def prepare(bus: Bus, settings: Settings) -> None:
     """What must have happened before anything is written on the bus in this boot. Raises BusError."""
     await _janitor(bus, settings).prepare()
 
 
-SERVICES: Final[Mapping[str, Make]] = {"ingest": _ingest, "janitor": _janitor}
+SERVICES: Final[Mapping[str, Make]] = {"ingest": _ingest, "janitor": _janitor, "plain-keys": _plain, "pubsub": _pubsub}
 
 
 def service_part(make: Make, bus: Bus, settings: Settings) -> RunPart:

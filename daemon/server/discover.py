@@ -23,7 +23,8 @@ class RunningBus:
     ``url``: of the server (may hold a password: the file is readable by this user alone). ``bus``: the bus's name.
     ``daemon_started``: clock ticks since boot. ``server_pid``: ``None`` unless the server is embedded. ``token``:
     random, new for every run of the daemon. ``since``: CLOCK_BOOTTIME nanoseconds at which the bus became ready.
-    ``durability``: what receipts state; ``None`` in the file of a version that did not know it.
+    ``durability``: what receipts state; ``None`` in the file of a version that did not know it. ``http``: address of
+    its HTTP server while that answers.
     """
 
     url: str
@@ -36,6 +37,7 @@ class RunningBus:
     version: str
     since: int
     durability: str | None = None
+    http: str | None = None
 
     def with_server(self, pid: int) -> RunningBus:
         """The same bus after its server was restarted as process ``pid``."""

@@ -35,6 +35,8 @@ ADDRESSED: Final = frozenset(PAYLOADS) - {"telemetry", "alert"}
 
 _FINAL_STATES: Final = {ReplyKind.RESULT: "c", ReplyKind.ERROR: "f", ReplyKind.CANCELLED: "x"}
 _PROCESSING: Final = "p"
+_TIMEOUT: Final = "t"
+_EXPIRED: Final = "DEADLINE_EXPIRED"
 
 What = Literal["inbox", "reply", "topic"]
 
@@ -66,7 +68,7 @@ def admit(fields: list[bytes], keys: Keys) -> Admission:
         record.priority = default_priority(record.type, value)
     _stamp(record)
     if record.reply_to is not None or record.kind is not None:
-        return _route_reply(record, keys)
+        return _route_reply(record, keys, value)
     if record.recipient is not None:
         claim = claim_of(record.priority, record.recipient, record.source).decode()
         return Admission(record, "inbox", keys.inbox(record.recipient, record.priority), claim)
@@ -146,7 +148,7 @@ def _nanoseconds(timeout: object) -> int:
     return int(seconds * 10**9)
 
 
-def _route_reply(record: Record, keys: Keys) -> Admission:
+def _route_reply(record: Record, keys: Keys, value: Any) -> Admission:
     if record.reply_to is None:
         raise RecordInvalid("reply_to", f"is missing in a reply ({record.kind})", limit="the id of what it answers")
     if record.recipient is None:
@@ -154,6 +156,8 @@ def _route_reply(record: Record, keys: Keys) -> Admission:
     kind = record.kind = record.kind or ReplyKind.RESULT
     claim = f"{record.source}|{record.recipient}"
     state = _FINAL_STATES.get(kind, _PROCESSING)
+    if kind is ReplyKind.ERROR and isinstance(value, dict) and value.get("error_code") == _EXPIRED:
+        state = _TIMEOUT
     return Admission(record, "reply", keys.replies(record.recipient), claim, state)
 
 

@@ -60,6 +60,8 @@ class Command:
     idempotent: bool = False
     urgent: bool = False
     """Leave at once, also when a command of this kind is under way: that one's outcome becomes unknown."""
+    answer: float | None = None
+    """Seconds to wait for the first acknowledgement; None: as long as the client's times say."""
 
 
 class Ack(NamedTuple):
@@ -138,6 +140,18 @@ class CommandClient:
             )
         )
 
+    def note_foreign(self, key: tuple[int, int, int]) -> None:
+        """Somebody sends a command of this kind past us: ``key`` is its system, component (0: any) and MAV_CMD.
+
+        Its acknowledgement looks like one of ours. So one that comes within the next seconds is doubtful.
+        """
+        system, component, number = key
+        key = (system, component or 1, number)
+        self._doubt[key] = asyncio.get_running_loop().time() + self.times.doubt
+        waiter = self._waiters.get(key)
+        if waiter is not None:
+            waiter.doubtful = True
+
     async def run(
         self, command: Command, target: Target, *, check: Callable[[], None] | None = None
     ) -> AsyncGenerator[Ack, None]:
@@ -186,7 +200,7 @@ class CommandClient:
         loop = asyncio.get_running_loop()
         key = (target.system, target.component, command.number)
         began = loop.time()
-        limit = began + self.times.answer
+        limit = began + (self.times.answer if command.answer is None else command.answer)
         repeat_at = began + self.times.repeat if command.idempotent else None
         sent = self._transmit(command, target, 0)
         if sent:

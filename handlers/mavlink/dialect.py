@@ -225,6 +225,29 @@ class Packer:
         self._mav.seq = (self._mav.seq + 1) & 0xFF
         return frame
 
+    def repack(self, frame: Frame) -> bytes:
+        """A checked frame of somebody else's as one of ours; a message that the dialect does not know passes, too.
+
+        Raises ValueError when it does not fit MAVLink 1 and that is the version.
+        """
+        definition = self.dialect.definition(frame.msgid)
+        payload = frame.payload
+        if self.version == 1:
+            if definition is None or frame.msgid > 255:
+                raise ValueError(f"message {frame.msgid} cannot leave as MAVLink 1")
+            payload = payload.ljust(definition.unpacker.size, b"\0")
+        data = build_frame(
+            frame.msgid,
+            payload,
+            crc_extra=frame.crc_extra if definition is None else definition.crc_extra,
+            sysid=self.system,
+            compid=self.component,
+            seq=self._mav.seq,
+            version=self.version,
+        )
+        self._mav.seq = (self._mav.seq + 1) & 0xFF
+        return data
+
 
 @cache
 def load_dialect(name: str = DEFAULT_DIALECT) -> Dialect:

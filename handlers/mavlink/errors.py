@@ -6,6 +6,7 @@ MavlinkError
 ├── LinkError               the endpoint cannot be opened
 ├── OrderInvalid            a command's payload was refused before anything was sent (also a ValueError)
 ├── OrderOvertaken          an order to come down arrived before the takeoff command left; it was not sent
+├── ParamsIncomplete        the list of all parameters has gaps after the time allowed
 ├── NotConnected            there is no vehicle; nothing was sent
 └── CommandOutcomeUnknown   the command was sent, its outcome cannot be known; it is not sent again
 """
@@ -71,6 +72,22 @@ class OrderOvertaken(MavlinkError):
     """An order of several commands was given up between two of them, because an opposite order came."""
 
     code = "COMMAND_OVERTAKEN"
+
+
+class ParamsIncomplete(MavlinkError):
+    """Not all parameters came. ``heard`` of ``total`` did (None: the vehicle did not answer at all)."""
+
+    code = "PARAMS_INCOMPLETE"
+
+    def __init__(self, heard: int, total: int | None, timeout: float) -> None:
+        self.heard = heard
+        self.total = total
+        super().__init__(f"{heard} of {'?' if total is None else total} parameters came within {timeout:g} s")
+
+    @property
+    def detail(self) -> dict[str, Any]:
+        """How many came, of how many."""
+        return {"heard": self.heard, "total": self.total}
 
 
 class CommandOutcomeUnknown(MavlinkError):

@@ -83,6 +83,15 @@ class Frame:
         return raw[start : start + raw[1]]
 
     @property
+    def crc_extra(self) -> int:
+        """The CRC extra byte of its message, as its checksum tells it."""
+        raw = self.raw
+        end = raw[1] + (_HEADER_V2 if raw[0] == MARKER_V2 else _HEADER_V1)
+        extra = implied_extra(crc(raw[1:end]), raw[end] | raw[end + 1] << 8)
+        assert extra is not None, "the frame was checked"
+        return extra
+
+    @property
     def signed(self) -> bool:
         """True when a signature follows the checksum. It is passed on, not verified."""
         return self.raw[0] == MARKER_V2 and bool(self.raw[2] & FLAG_SIGNED)
@@ -281,6 +290,15 @@ class Framer:
         end = raw[1] + (_HEADER_V2 if raw[0] == MARKER_V2 else _HEADER_V1)
         extra = self._extras.get(_message_id(raw))
         return extra is not None and crc_with_extra(crc(raw[1:end]), extra) == raw[end] | raw[end + 1] << 8
+
+
+def whole_frames(data: bytes, crc_extras: Mapping[int, int]) -> list[Frame]:
+    """Cut bytes that must be whole, intact frames. Raises ValueError when there is anything else among them."""
+    framer = Framer(crc_extras)
+    frames = framer.feed(data) + framer.flush()
+    if sum(len(frame.raw) for frame in frames) != len(data):
+        raise ValueError(f"{len(data)} bytes hold {len(frames)} intact MAVLink frames and something else")
+    return frames
 
 
 def _claimed_length(data: bytes, position: int, size: int) -> int:

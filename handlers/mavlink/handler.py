@@ -2,6 +2,7 @@
 
 link -> every frame -> topic mavlink.rx
 app "vehicle": command, emergency_command -> Vehicle.run -> COMMAND_LONG -> acknowledgement -> reply
+app "vehicle": mavlink.* -> requests.py; is a vehicle there -> status.py -> topic vehicle.state
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -23,6 +25,8 @@ from petalbus.handlers.mavlink.framing import Frame
 from petalbus.handlers.mavlink.heartbeat import beat
 from petalbus.handlers.mavlink.link import Link
 from petalbus.handlers.mavlink.orders import MAX_ALTITUDE_M, Order, order_from_command, order_from_emergency
+from petalbus.handlers.mavlink.requests import WORKERS, Requests
+from petalbus.handlers.mavlink.status import StatePublisher
 from petalbus.handlers.mavlink.vehicle import Step, Vehicle
 from petalbus.schemas.compact import CompactEntry, CompactForm
 from petalbus.schemas.stamps import boot_clock_ns
@@ -81,10 +85,12 @@ class MavlinkHandler:
             content_type=CONTENT_TYPE,
             names={str(msgid): name for msgid, name in self.link.dialect.names.items()},
         )
+        self.requests = Requests(self.link, self.vehicle, ready=self._await_vehicle)
         self.published = 0
         self.lost = 0
         """Frames that could not be stored: the bus was away or full for longer than the waiting room lasts."""
         self._bus = bus
+        self._own = source_system, source_component
         self._heartbeat_hz = heartbeat_hz
         self._max_altitude = max_altitude
         self._waiting: deque[CompactEntry] = deque()
@@ -95,18 +101,25 @@ class MavlinkHandler:
         self._stopping = False
 
     async def __aenter__(self) -> Self:
+        # its handlers wait for the vehicle, they do not compute: a few long ones must not keep a command waiting
+        self._bus.options = replace(self._bus.options, workers=max(WORKERS, self._bus.options.workers))
+        self._state = StatePublisher(
+            self._bus, self.vehicle, constant={"dialect": self.link.dialect.name, "own": [*self._own]}
+        )
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.link)
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             running = [
                 tasks.create_task(self._publish(), name="mavlink.publish"),
                 tasks.create_task(beat(self.link, hertz=self._heartbeat_hz), name="mavlink.heartbeat"),
+                tasks.create_task(self._state.run(), name="mavlink.state"),
             ]
             stack.callback(lambda: [task.cancel() for task in running])
             self._stack = stack.pop_all()
         self._opened = time.monotonic()
         self._bus.on("command", redelivery="report", concurrency=None)(self._on_command)
         self._bus.on("emergency_command", redelivery="report", concurrency=None)(self._on_emergency)
+        self.requests.register(self._bus)
         return self
 
     async def __aexit__(
@@ -121,9 +134,12 @@ class MavlinkHandler:
             if len(group.exceptions) == 1:
                 raise group.exceptions[0] from None
             raise
+        finally:
+            await self._state.say_gone()
 
     def _on_frames(self, frames: Sequence[Frame], mono_ns: int) -> None:
         self.vehicle.on_frames(frames)
+        self.requests.params.on_frames(frames)
         waiting = self._waiting
         for frame in frames:
             waiting.append(CompactEntry(str(frame.msgid), mono_ns, frame.raw))
@@ -222,6 +238,8 @@ class MavlinkHandler:
             "lost": self.lost,
             "commands_sent": self.vehicle.client.sent,
             "stray_acks": self.vehicle.client.stray_acks,
+            "forwarded": self.requests.forwarded,
+            "unsent": self.requests.unsent,
         }
 
 

@@ -94,6 +94,13 @@ class Link:
         """Like ``send``, for a payload whose bytes must not be touched."""
         return self._transmit(self.packer.pack_payload(msgid, payload), system)
 
+    def forward(self, frame: Frame, *, system: int | None = None) -> int:
+        """Like ``send``, for a frame that another program made: its payload leaves under our identity and sequence.
+
+        Raises ValueError when the link speaks MAVLink 1, which cannot carry the message.
+        """
+        return self._transmit(self.packer.repack(frame), system)
+
     def _transmit(self, data: bytes, system: int | None) -> int:
         route = None if system is None else self._routes.get(system)
         if self.transport.remote is not None:

@@ -11,12 +11,18 @@ import struct
 from enum import IntEnum, StrEnum
 from typing import Final, NamedTuple
 
+PARAM_REQUEST_READ_ID: Final = 20
+PARAM_REQUEST_LIST_ID: Final = 21
 PARAM_VALUE_ID: Final = 22
 PARAM_SET_ID: Final = 23
+PARAM_ERROR_ID: Final = 345
+MAX_NAME: Final = 16
 
 _FLOAT: Final = struct.Struct("<f")
+_PARAM_REQUEST_READ: Final = struct.Struct("<hBB16s")
 _PARAM_VALUE: Final = struct.Struct("<4sHH16sB")
 _PARAM_SET: Final = struct.Struct("<4sBB16sB")
+_PARAM_ERROR: Final = struct.Struct("<hBB16sB")
 _EXACT_IN_FLOAT: Final = 1 << 24
 
 
@@ -57,6 +63,19 @@ class ParamValue(NamedTuple):
     param_type: int
     position: int = 0
     total: int = 0
+
+
+class ParamError(IntEnum):
+    """MAV_PARAM_ERROR: why a vehicle refuses. pymavlink's table ends before the last three."""
+
+    DOES_NOT_EXIST = 1
+    VALUE_OUT_OF_RANGE = 2
+    PERMISSION_DENIED = 3
+    COMPONENT_NOT_FOUND = 4
+    READ_ONLY = 5
+    TYPE_UNSUPPORTED = 6
+    TYPE_MISMATCH = 7
+    READ_FAIL = 8
 
 
 def encode_value(value: float, param_type: int, encoding: ParamEncoding) -> bytes:
@@ -122,6 +141,26 @@ def unpack_param_set(payload: bytes) -> tuple[ParamValue, int, int]:
     """Read a PARAM_SET's payload: the value, the target system, the target component."""
     raw, system, component, name, kind = _PARAM_SET.unpack(_filled(payload, _PARAM_SET.size))
     return ParamValue(_text(name), raw, kind), system, component
+
+
+def pack_param_read(key: str | int, *, system: int, component: int) -> bytes:
+    """The payload of PARAM_REQUEST_READ, by name or, where ``key`` is a number, by position."""
+    name, position = (key, -1) if isinstance(key, str) else ("", key)
+    return _PARAM_REQUEST_READ.pack(position, system, component, name.encode())
+
+
+def pack_param_list(*, system: int, component: int) -> bytes:
+    """The payload of PARAM_REQUEST_LIST."""
+    return bytes((system, component))
+
+
+def unpack_param_error(payload: bytes) -> tuple[str, int, int, int]:
+    """Read a PARAM_ERROR's payload: the name, the error, and the system and component that it answers.
+
+    Its position is not given: PX4 leaves there what it finds.
+    """
+    _, system, component, name, error = _PARAM_ERROR.unpack(_filled(payload, _PARAM_ERROR.size))
+    return _text(name), error, system, component
 
 
 def _filled(payload: bytes, size: int) -> bytes:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
@@ -33,8 +33,9 @@ _POSITION_AGE_S: Final = 5.0
 _HEARTBEAT: Final = 0
 _GLOBAL_POSITION_INT: Final = 33
 _COMMAND_ACK: Final = 77
+_AUTOPILOT_VERSION: Final = 148
 _EXTENDED_SYS_STATE: Final = 245
-_WATCHED: Final = frozenset((_HEARTBEAT, _GLOBAL_POSITION_INT, _COMMAND_ACK, _EXTENDED_SYS_STATE))
+_WATCHED: Final = frozenset((_HEARTBEAT, _GLOBAL_POSITION_INT, _COMMAND_ACK, _AUTOPILOT_VERSION, _EXTENDED_SYS_STATE))
 
 _AUTOPILOT_COMPONENT: Final = 1
 _NO_AUTOPILOT: Final = 8
@@ -78,6 +79,8 @@ class VehicleState:
     """The last GLOBAL_POSITION_INT."""
     position_at: float = 0.0
     """When it came, monotonic seconds."""
+    capabilities: int | None = None
+    """MAV_PROTOCOL_CAPABILITY bits, once it told its AUTOPILOT_VERSION."""
 
     @property
     def armed(self) -> bool:
@@ -121,7 +124,7 @@ class Vehicle:
         """
         self.client = CommandClient(send, dialect=dialect, system=system, component=component, times=times)
         self.state: VehicleState | None = None
-        self._dialect = dialect
+        self.dialect = dialect
         self._target_system = target_system
         self._lost_after = lost_after
         self._clock = clock
@@ -143,6 +146,12 @@ class Vehicle:
             return False
         return True
 
+    async def changed(self, timeout: float) -> None:
+        """Wait until a frame told something about the vehicle, ``timeout`` seconds at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, timeout)):
+                await self._changed.wait()
+
     def on_frames(self, frames: Sequence[Frame]) -> None:
         """Look at what came; almost all frames are none of its business and cost a set look-up."""
         for frame in frames:
@@ -160,12 +169,14 @@ class Vehicle:
             if frame.msgid == _GLOBAL_POSITION_INT:
                 self.state.position = frame
                 self.state.position_at = self._clock()
+            elif frame.msgid == _AUTOPILOT_VERSION:
+                self.state.capabilities = self.dialect.fields(frame)["capabilities"]
             else:
-                self.state.landed_state = self._dialect.fields(frame)["landed_state"]
+                self.state.landed_state = self.dialect.fields(frame)["landed_state"]
             self._wake()
 
     def _on_heartbeat(self, frame: Frame) -> None:
-        fields = self._dialect.fields(frame)
+        fields = self.dialect.fields(frame)
         if fields["autopilot"] == _NO_AUTOPILOT or self._target_system not in (None, frame.sysid):
             return
         now = self._clock()
@@ -319,7 +330,7 @@ class Vehicle:
                 f"vehicle {state.system} did not tell its position (GLOBAL_POSITION_INT), so the altitude to climb to "
                 "is unknown; nothing was sent. Wait until it has a position"
             ) from None
-        fields = self._dialect.fields(state.position)
+        fields = self.dialect.fields(state.position)
         altitude: float = fields["alt"] / 1000
         above_home: float = fields["relative_alt"] / 1000
         return altitude - above_home if state.armed and state.landed_state in _IN_THE_AIR else altitude
@@ -332,10 +343,10 @@ class Vehicle:
         return {
             "connected": self.connected,
             "system": state.system,
-            "autopilot": self._dialect.enum_name("MAV_AUTOPILOT", state.autopilot),
-            "type": self._dialect.enum_name("MAV_TYPE", state.kind),
+            "autopilot": self.dialect.enum_name("MAV_AUTOPILOT", state.autopilot),
+            "type": self.dialect.enum_name("MAV_TYPE", state.kind),
             "armed": state.armed,
             "custom_mode": state.custom_mode,
-            "landed_state": self._dialect.enum_name("MAV_LANDED_STATE", state.landed_state),
+            "landed_state": self.dialect.enum_name("MAV_LANDED_STATE", state.landed_state),
             "heard_s": round(self._clock() - state.heard, 3),
         }

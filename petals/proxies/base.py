@@ -34,6 +34,7 @@ class BaseProxy(ABC):
         self._ready = threading.Event()
         self._ready_here: asyncio.Event | None = None
         self._reason: str = "not started"
+        self._watchers: list[Callable[[], None]] = []
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -78,9 +79,14 @@ class BaseProxy(ABC):
         status = "healthy" if self.is_ready else "unhealthy"
         return {"status": status, "message": self.reason or f"{self.kind} is ready", "proxy": self.kind}
 
-    def _set_ready(self, ready: bool, reason: str = "") -> None:  # noqa: FBT001  # it is a setter
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call a plain function, on the proxy's loop, whenever it becomes ready or is not any more."""
+        self._watchers.append(changed)
+
+    def _set_ready(self, ready: bool, reason: str = "") -> None:  # it is a setter
         """Called on the proxy's loop when it becomes ready, or is not any more (``reason``: why)."""
         self._reason = reason
+        changed = ready != self._ready.is_set()
         if ready:
             self._ready.set()
         else:
@@ -90,6 +96,9 @@ class BaseProxy(ABC):
                 self._ready_here.set()
             else:
                 self._ready_here.clear()
+        if changed:
+            for tell in list(self._watchers):
+                tell()
 
     def _require_ready(self) -> None:
         if not self.is_ready:

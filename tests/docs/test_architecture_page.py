@@ -8,6 +8,7 @@ from petalbus.daemon.bus.keys import Keys
 from petalbus.daemon.bus.messages import Known
 from petalbus.daemon.services.adoption import short_windows
 from petalbus.daemon.services.janitor import boot_keys, fenced_before
+from petalbus.daemon.services.plain_inward import cursors_key
 from petalbus.schemas.vocabulary import Status
 
 from .pages import DOCS, prose, table
@@ -37,7 +38,7 @@ def test_every_script_is_explained() -> None:
 def test_every_key_is_explained() -> None:
     keys = Keys("b")
     single = {value for name, value in vars(keys).items() if name not in ("bus", "prefix")}
-    more = {*short_windows(keys), *boot_keys(keys), fenced_before(keys)}
+    more = {*short_windows(keys), *boot_keys(keys), fenced_before(keys), cursors_key(keys)}
     named = {keys.inbox("<app>", 1).replace("inbox:1", "inbox:<1..4>"), keys.replies("<app>"), keys.control("<app>")}
     named |= {keys.topic("<name>"), keys.form("<topic>"), keys.dead("<app>"), keys.status("<app>")}
     written = {name for row in table(PAGE, "key") for name in re.findall(r"`([^`]+)`", row[0])}
@@ -53,5 +54,5 @@ def test_the_example_of_the_windows_value_is_one() -> None:
 def test_every_state_letter_is_explained() -> None:
     letters = {letter for row in table(PAGE, "state") for letter in re.findall(r"`(\w)`", row[0])}
     assert {Known.parse(f"{letter}1-0|2|a|b".encode()).state for letter in letters} == {
-        status for status in Status if status not in (Status.UNKNOWN, Status.DELIVERED)
+        status for status in Status if status is not Status.UNKNOWN
     }

@@ -100,6 +100,7 @@ async def test_the_usual_messages_at_the_usual_rates(ground: Callable[..., Any])
     rates = {name: heard.count(name) / took for name in set(heard)}
     expected = {
         "ATTITUDE": 50,
+        "ATTITUDE_QUATERNION": 10,
         "LOCAL_POSITION_NED": 10,
         "GLOBAL_POSITION_INT": 10,
         "GPS_RAW_INT": 5,
@@ -107,6 +108,7 @@ async def test_the_usual_messages_at_the_usual_rates(ground: Callable[..., Any])
         "HEARTBEAT": 1,
         "SYS_STATUS": 1,
         "BATTERY_STATUS": 1,
+        "SYSTEM_TIME": 1,
     }
     assert rates.keys() == expected.keys()
     for name, rate in expected.items():

@@ -29,6 +29,7 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PYTHONWARNINGS": "error",
         "NO_COLOR": "1",
+        "PETALBUS_HTTP_PORT": "0",  # tests run side by side
         **(extra or {}),
     }
 

@@ -74,6 +74,7 @@ class Commands:
             511: self._set_interval,
             512: lambda params: self._request(params[0]),
             520: lambda params: self._request(_AUTOPILOT_VERSION) if params[0] == 1 else Result.DENIED,
+            526: self._format,
         }
 
     def receive(self, frame: Frame) -> Answer | None:
@@ -112,6 +113,12 @@ class Commands:
         if params[0] == 1:
             self._reboot()
         return Result.ACCEPTED
+
+    def _format(self, params: Sequence[float]) -> Result:
+        """ArduPilot formats its first storage, and only that; PX4 knows the command for cameras alone."""
+        if self._flight.autopilot.name == "px4" or tuple(params[:2]) != (1, 1):
+            return Result.UNSUPPORTED
+        return self._flight.autopilot.cannot if self._flight.airframe.armed else Result.ACCEPTED
 
     def _get_interval(self, params: Sequence[float]) -> Result:
         msgid = _whole(params[0])

@@ -35,6 +35,7 @@ PX4_PARAMS: Final[tuple[tuple[str, ParamType, float], ...]] = (
     ("MPC_XY_VEL_MAX", _F, 12.0),
     ("MPC_Z_VEL_MAX_DN", _F, 1.5),
     ("MPC_Z_VEL_MAX_UP", _F, 3.0),
+    ("NAV_ACC_RAD", _F, 10.0),
     ("NAV_DLL_ACT", _I32, 0),
     ("NAV_RCL_ACT", _I32, 2),
     ("RTL_RETURN_ALT", _F, 30.0),

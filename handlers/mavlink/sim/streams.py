@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -20,12 +21,14 @@ _MULTICOPTER: Final = 2
 RATES: Final = {
     "HEARTBEAT": 1.0,
     "ATTITUDE": 50.0,
+    "ATTITUDE_QUATERNION": 10.0,
     "LOCAL_POSITION_NED": 10.0,
     "GLOBAL_POSITION_INT": 10.0,
     "GPS_RAW_INT": 5.0,
     "EXTENDED_SYS_STATE": 2.0,
     "SYS_STATUS": 1.0,
     "BATTERY_STATUS": 1.0,
+    "SYSTEM_TIME": 1.0,
 }
 """Messages a second, as long as nobody asks for another rate."""
 
@@ -45,12 +48,14 @@ class Streams:
         self._builders: dict[str, Callable[[], _Fields]] = {
             "HEARTBEAT": self._heartbeat,
             "ATTITUDE": self._attitude,
+            "ATTITUDE_QUATERNION": self._quaternion,
             "LOCAL_POSITION_NED": self._local_position,
             "GLOBAL_POSITION_INT": self._global_position,
             "GPS_RAW_INT": self._gps,
             "EXTENDED_SYS_STATE": self._extended_state,
             "SYS_STATUS": self._system_status,
             "BATTERY_STATUS": self._battery,
+            "SYSTEM_TIME": self._system_time,
             "HOME_POSITION": self._home,
             "AUTOPILOT_VERSION": self._version,
         }
@@ -138,6 +143,26 @@ class Streams:
             "pitchspeed": pitch_rate,
             "yawspeed": yaw_rate,
         }
+
+    def _quaternion(self) -> _Fields:
+        frame = self._flight.airframe
+        roll, pitch, yaw = frame.roll / 2, frame.pitch / 2, frame.yaw / 2
+        cr, sr, cp, sp = math.cos(roll), math.sin(roll), math.cos(pitch), math.sin(pitch)
+        cy, sy = math.cos(yaw), math.sin(yaw)
+        roll_rate, pitch_rate, yaw_rate = frame.rates
+        return {
+            "time_boot_ms": self._boot_ms(),
+            "q1": cr * cp * cy + sr * sp * sy,
+            "q2": sr * cp * cy - cr * sp * sy,
+            "q3": cr * sp * cy + sr * cp * sy,
+            "q4": cr * cp * sy - sr * sp * cy,
+            "rollspeed": roll_rate,
+            "pitchspeed": pitch_rate,
+            "yawspeed": yaw_rate,
+        }
+
+    def _system_time(self) -> _Fields:
+        return {"time_unix_usec": time.time_ns() // 1000, "time_boot_ms": self._boot_ms()}
 
     def _local_position(self) -> _Fields:
         frame = self._flight.airframe

@@ -75,6 +75,11 @@ class Commands:
                 task.add_done_callback(self._joined)
         return True
 
+    def remove_of(self, owner: object) -> int:
+        """Forget the handlers that are methods of an object; how many there were."""
+        theirs = [name for name, (one, _) in self._handlers.items() if getattr(one, "__self__", None) is owner]
+        return sum(self.remove(name) for name in theirs)
+
     async def settled(self) -> None:
         """Wait until all that were added so far are connected."""
         while self._joining:

@@ -141,6 +141,10 @@ class MQTTProxy(BaseProxy):
         """End a registration; False when there is none of that id. On the proxy's loop."""
         return self._commands.remove(subscription_id)
 
+    def forget(self, owner: object) -> int:
+        """End all registrations whose handlers are methods of an object; how many there were. On the proxy's loop."""
+        return self._commands.remove_of(owner)
+
     async def send_command_ack(self, message_id: str, service: str, ack_type: str = "service-received") -> bool:
         """Tell the sender of a command that a petal has it. True when the acknowledgement is stored."""
         payload = {
@@ -204,7 +208,7 @@ class MQTTProxy(BaseProxy):
         """End all callbacks of a topic or pattern; False when there are none."""
         listeners = self._topics.remove(topic)
         for listener in listeners:
-            await listener.stop()
+            listener.stop()
         bus = await self._own_bus()
         await bus.call("HDEL", words.filters_key(bus.keys), topic)
         return bool(listeners)

@@ -3,76 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import itertools
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any
 
 from petalbus.handlers.mqtt.words import matches
-from petalbus.petals.heavy import run_heavy
+from petalbus.petals.proxies.listening import Listener
 
 log = logging.getLogger("MQTTProxy")
 
 Callback = Callable[[str, dict[str, Any]], Awaitable[Any]]
-MAX_WAITING: Final = 1000
-"""Messages that wait for one callback; beyond that the oldest goes, and is counted."""
 
 
-class Listener:
-    """One callback, its queue and its task."""
+class TopicListener(Listener):
+    """One callback of a topic or filter."""
 
     def __init__(self, pattern: str, callback: Callback, *, cpu_heavy: bool) -> None:
-        if not inspect.iscoroutinefunction(callback):
-            raise TypeError(f"the callback of MQTT topic {pattern!r} must be 'async def', {callback!r} is not")
+        super().__init__(f"MQTT topic {pattern!r}", callback, cpu_heavy=cpu_heavy, log=log)
         self.pattern = pattern
-        self.callback = callback
-        self.dropped = 0
-        self.failed = 0
-        self._cpu_heavy = cpu_heavy
-        self._waiting: deque[tuple[str, dict[str, Any]]] = deque()
-        self._arrived = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    def put(self, topic: str, message: dict[str, Any]) -> None:
-        """Hand a message over. On the proxy's loop."""
-        if len(self._waiting) >= MAX_WAITING:
-            self._waiting.popleft()
-            self.dropped += 1
-            log.warning("a callback of %s is too slow: %d messages dropped so far", self.pattern, self.dropped)
-        self._waiting.append((topic, message))
-        self._arrived.set()
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name=f"mqtt-callback-{self.pattern}")
-
-    async def stop(self) -> None:
-        """End the task; what waits is not delivered."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _run(self) -> None:
-        while True:
-            while self._waiting:
-                topic, message = self._waiting.popleft()
-                try:
-                    if self._cpu_heavy:
-                        await run_heavy(self.callback, topic, message)
-                    else:
-                        await self.callback(topic, message)
-                except Exception:
-                    self.failed += 1
-                    log.exception("a callback of MQTT topic %s failed", self.pattern)
-            self._arrived.clear()
-            await self._arrived.wait()
 
 
 class Topics:
     """All topic subscriptions of one proxy."""
 
     def __init__(self) -> None:
-        self._listeners: dict[str, Listener] = {}
+        self._listeners: dict[str, TopicListener] = {}
         self._next = itertools.count(1).__next__
 
     def add(self, pattern: str, callback: Callback, *, cpu_heavy: bool = False) -> str:
@@ -80,10 +36,10 @@ class Topics:
         if not pattern:
             raise ValueError("an MQTT topic must not be empty")
         name = f"topic-{self._next()}"
-        self._listeners[name] = Listener(pattern, callback, cpu_heavy=cpu_heavy)
+        self._listeners[name] = TopicListener(pattern, callback, cpu_heavy=cpu_heavy)
         return name
 
-    def remove(self, pattern: str) -> list[Listener]:
+    def remove(self, pattern: str) -> list[TopicListener]:
         """Take all callbacks of a filter out; the caller stops them."""
         found = [name for name, listener in self._listeners.items() if listener.pattern == pattern]
         return [self._listeners.pop(name) for name in found]
@@ -105,4 +61,6 @@ class Topics:
     async def stop(self) -> None:
         """End all callbacks."""
         listeners, self._listeners = list(self._listeners.values()), {}
-        await asyncio.gather(*(listener.stop() for listener in listeners))
+        for listener in listeners:
+            listener.stop()
+        await asyncio.gather(*(listener.ended() for listener in listeners))

@@ -1,0 +1,178 @@
+"""One life of a petal in the daemon's own process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import structlog
+
+from petalbus.daemon.petals.budget import Breaker
+from petalbus.daemon.petals.discovery import Found, load
+from petalbus.petals.hosting import HostOptions, PetalHost
+
+if TYPE_CHECKING:
+    from petalbus.daemon.bus.client import Bus
+    from petalbus.daemon.http.mounts import PetalMounts
+    from petalbus.petals.base import Petal
+    from petalbus.petals.proxies.base import BaseProxy
+
+log = structlog.get_logger(__name__)
+
+IMPORT_SECONDS = 60.0
+
+
+class Life(Protocol):
+    """What a petal's life looks like from outside, wherever it is lived."""
+
+    name: str
+    version: str
+    broken: asyncio.Event
+    """Set when it cannot go on: its process ended, or its handlers fail one after the other."""
+
+    why: str
+
+    async def prepare(self) -> tuple[str, ...]:
+        """Load it; the proxies that it needs."""
+
+    async def start(self) -> None:
+        """Start it. Raises what is wrong."""
+
+    async def stop(self) -> None:
+        """Stop it in order. Raises what the petal raises."""
+
+    async def organization_changed(self) -> None:
+        """The organisation is known now, or another one."""
+
+    def counters(self) -> dict[str, Any]:
+        """What it has done."""
+
+
+class InDaemon:
+    """A petal on the daemon's loop."""
+
+    def __init__(
+        self,
+        found: Found,
+        *,
+        proxies: Mapping[str, BaseProxy],
+        connect: Callable[[str], Bus],
+        mounts: PetalMounts | None,
+        needs: tuple[str, ...] = (),
+        timeout: float | None = None,
+        failures: int = 10,
+    ) -> None:
+        self.name = found.name
+        self.version = ""
+        self.broken = asyncio.Event()
+        self.why = ""
+        self._found = found
+        self._proxies = proxies
+        self._connect = connect
+        self._mounts = mounts
+        self._breaker = Breaker(failures)
+        self._failures = failures
+        self._options = HostOptions(
+            needs=needs, templates=_templates, routes=self._serve, timeout=timeout, ended=self._ended
+        )
+        self._host: PetalHost[Petal] | None = None
+        self._mounted = False
+        self._left: set[asyncio.Task[Any]] = set()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Proxies that it needs, once it is loaded."""
+        return self._host.needs if self._host is not None else ()
+
+    async def prepare(self) -> tuple[str, ...]:
+        """Import it in a thread, and make it. Raises LoadFailed, TimeoutError, and what its constructor raises."""
+        async with asyncio.timeout(IMPORT_SECONDS):
+            petal = await asyncio.to_thread(load, self._found)
+        self._host = PetalHost(petal, self._proxies, self._connect, options=self._options)
+        self.name = self._host.petal.name or self._found.name
+        self.version = self._host.petal.version
+        return self._host.needs
+
+    async def start(self) -> None:
+        """Start it. Raises PetalNotStarted, and what the petal raises."""
+        assert self._host is not None
+        before = asyncio.all_tasks()
+        try:
+            await self._host.start()
+        except BaseException:
+            await self._unmount("failed")
+            raise
+        finally:
+            self._left = asyncio.all_tasks() - before
+
+    async def stop(self) -> None:
+        """Routes first, then the petal. Tasks that it made in ``startup`` and forgot are ended, and named."""
+        await self._unmount("stopped")
+        host, self._host = self._host, None
+        try:
+            if host is not None:
+                await host.stop()
+        finally:
+            await self._end_left(host)
+
+    async def organization_changed(self) -> None:
+        """Set MQTT up, if that is still to do."""
+        if self._host is not None and self._host.bus is not None:
+            await self._host.set_up_mqtt()
+
+    def counters(self) -> dict[str, Any]:
+        """Records handled, how they ended, and requests."""
+        told: dict[str, Any] = {"failures_in_a_row": self._breaker.failures}
+        bus = self._host.bus if self._host is not None else None
+        consumer = bus.statistics()["consumer"] if bus is not None else None
+        if consumer is not None:
+            told["records"] = consumer.get("outcomes", {})
+            told["held"] = consumer.get("held", 0)
+        if self._mounts is not None:
+            told["http"] = self._mounts.statistics()["petals"].get(self.name, {})
+        return told
+
+    async def _serve(self, petal: Petal) -> None:
+        if self._mounts is None:
+            return
+        problems = await self._mounts.mount_petal(petal)
+        self._mounted = True
+        for problem in problems:
+            log.warning("a route of a petal cannot be served", petal=petal.name, problem=problem)
+
+    async def _unmount(self, state: str) -> None:
+        if self._mounts is not None and self._mounted:
+            self._mounted = False
+            await self._mounts.unmount(self.name, state=state)
+
+    def _ended(self, ok: bool) -> None:  # noqa: FBT001  # the host calls it with what happened
+        if self._breaker.note(ok=ok):
+            self.why = f"{self._failures} runs of its handlers failed one after the other"
+            self.broken.set()
+
+    async def _end_left(self, host: PetalHost[Petal] | None) -> None:
+        module = type(host.petal).__module__ if host is not None else ""
+        # of ours only the petal's own module: the clients of the bus belong to the same package
+        package = module if module.startswith("petalbus.") else module.partition(".")[0]
+        theirs = [task for task in self._left if not task.done() and _of(task, package)]
+        self._left = set()
+        for task in theirs:
+            log.warning("a petal has left a task running; it is ended", petal=self.name, task=task.get_name())
+            task.cancel()
+        if theirs:
+            await asyncio.wait(theirs, timeout=1.0)
+
+
+def _of(task: asyncio.Task[Any], package: str) -> bool:
+    """Whether a task runs code of a package."""
+    coroutine: Any = task.get_coro()
+    frame = getattr(coroutine, "cr_frame", None)
+    module = frame.f_globals.get("__name__", "") if frame is not None else ""
+    return bool(package) and (module == package or module.startswith(f"{package}."))
+
+
+def _templates(petal: Petal) -> Mapping[str, Any]:
+    from petalbus.daemon.http.files import templates_of  # noqa: PLC0415  # in a thread: jinja2 and FastAPI come with it
+
+    return templates_of(petal)

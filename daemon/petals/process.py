@@ -1,0 +1,187 @@
+"""One life of a petal in a process of its own, seen from the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from petalbus.daemon.petals.discovery import Found
+from petalbus.daemon.petals.errors import LoadFailed, ProcessEnded
+from petalbus.daemon.petals.wire import FD_VARIABLE, MAX_LINE, read, write
+from petalbus.petals.hosting import PetalNotStarted
+
+if TYPE_CHECKING:
+    from petalbus.daemon.http.mounts import PetalMounts
+
+MODULE: Final = "petalbus.daemon.petals.isolated"
+_TERMINATE_SECONDS: Final = 2.0
+_ANSWER_SECONDS: Final = 5.0
+
+log: Final = structlog.get_logger(__name__)
+
+
+class InProcess:
+    """``configuration``: what the process needs to know (see ``isolated``). ``socket``: where its HTTP is."""
+
+    def __init__(
+        self, found: Found, configuration: Mapping[str, Any], *, socket: Path, mounts: PetalMounts | None
+    ) -> None:
+        self.name = found.name
+        self.version = ""
+        self.broken = asyncio.Event()
+        self.why = ""
+        self._found = found
+        self._configuration = configuration
+        self._socket = socket
+        self._mounts = mounts
+        self._mounted = False
+        self._child: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._answers: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._counters: dict[str, Any] = {}
+        self._running = False
+
+    async def prepare(self) -> tuple[str, ...]:
+        """Start the process; it loads the petal. Raises LoadFailed, ProcessEnded."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", MODULE),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                limit=MAX_LINE,
+                pass_fds=(theirs.fileno(),),
+                env={**os.environ, FD_VARIABLE: str(theirs.fileno())},
+                start_new_session=True,  # a Ctrl-C on the terminal is for the daemon, which then ends it in order
+            )
+        reader, self._writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE)
+        self._tasks = [
+            asyncio.create_task(self._listen(reader), name=f"petal-{self.name}-control"),
+            asyncio.create_task(self._show(), name=f"petal-{self.name}-output"),
+        ]
+        write(self._writer, {**self._configuration, "target": self._found.target, "socket": str(self._socket)})
+        told = await self._answer("prepared")
+        self.name, self.version = told["name"], told["version"]
+        return tuple(told["needs"])
+
+    async def start(self) -> None:
+        """Let it start the petal. Raises PetalNotStarted, ProcessEnded."""
+        self._say("start")
+        await self._answer("running")
+        self._running = True
+        if self._mounts is not None:
+            from petalbus.daemon.http.relay import Relay  # noqa: PLC0415  # only who isolates petals needs it
+
+            relay = await asyncio.to_thread(Relay, self.name, self._socket, options=self._mounts.options)
+            self._mounts.mount(self.name, relay)
+            self._mounted = True
+
+    async def stop(self) -> None:
+        """Let it stop the petal, then see that the process ends."""
+        if self._mounts is not None and self._mounted:
+            self._mounted = False
+            await self._mounts.unmount(self.name, state="stopped")
+        child = self._child
+        if child is not None and child.returncode is None:
+            self._running = False
+            self._say("stop")
+            with contextlib.suppress(TimeoutError, ProcessEnded, PetalNotStarted, LoadFailed):
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    await self._answer("stopped")
+            await self._end(child)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._writer is not None:
+            self._writer.close()
+        await asyncio.to_thread(self._socket.unlink, missing_ok=True)
+
+    async def organization_changed(self) -> None:
+        """The process watches the same file by itself."""
+
+    def counters(self) -> dict[str, Any]:
+        """What the process last told, and its number. Asking makes it tell again."""
+        self._say("counters")
+        told = {"pid": self._child.pid if self._child is not None else None, **self._counters}
+        if self._mounts is not None:
+            told["http"] = self._mounts.statistics()["petals"].get(self.name, {})
+        return told
+
+    def _say(self, what: str) -> None:
+        if self._writer is not None:
+            write(self._writer, {"do": what})
+
+    async def _answer(self, wanted: str) -> dict[str, Any]:
+        """The next answer, which must be the one wanted."""
+        told = await self._answers.get()
+        if told["event"] == wanted:
+            return told
+        if told["event"] == "ended":
+            raise ProcessEnded(self.why)
+        message = str(told.get("message", told))
+        if told.get("kind") == "load":
+            raise LoadFailed(message)
+        raise PetalNotStarted(message, missing=tuple(told.get("missing", ())))
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        assert self._child is not None
+        while True:
+            try:
+                told = await read(reader)
+            except ValueError as error:
+                log.error("a petal's process talks nonsense and is ended", petal=self.name, error=str(error))
+                told = None
+            if told is None:
+                break
+            if told["event"] == "counters":
+                self._counters = told["counters"]
+            elif told["event"] == "broken":
+                self.why = told["why"]
+                self.broken.set()
+            else:
+                self._answers.put_nowait(told)
+        if self._child.returncode is None:
+            await self._end(self._child)
+        self.why = f"its process ended with {_exit(self._child.returncode)}"
+        self._answers.put_nowait({"event": "ended"})
+        if self._running:
+            self.broken.set()
+
+    async def _show(self) -> None:
+        """What the petal prints is told in the daemon's log."""
+        assert self._child is not None
+        assert self._child.stdout is not None
+        while True:
+            try:
+                line = await self._child.stdout.readline()
+            except ValueError:  # a line longer than the limit
+                continue
+            if not line:
+                return
+            log.info(line.decode(errors="replace").rstrip(), petal=self.name)
+
+    async def _end(self, child: asyncio.subprocess.Process) -> None:
+        for stop in (lambda: None, child.terminate, child.kill):
+            with contextlib.suppress(ProcessLookupError):
+                stop()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TERMINATE_SECONDS):
+                    await child.wait()
+                    return
+
+
+def _exit(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"signal {-code}"
+    return f"exit code {code}"

@@ -1,0 +1,139 @@
+"""The sync queue: changes that wait for a link to carry them elsewhere. They are in the file, and outlive everything.
+
+The changes of one key leave in the order in which they were made: only its oldest one is shown. A change that cannot be
+carried (``sync_fail(..., park=True)``) is parked: it is kept, and lets the later ones of its key pass.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import orjson
+
+from petalbus.petals.proxies.base import BaseProxy
+from petalbus.petals.proxies.localdb.atomic import atomically
+from petalbus.petals.proxies.localdb.errors import QueryRefused, QueueFull
+
+T = TypeVar("T")
+
+MAX_CHANGES: Final = 100_000
+MAX_BYTES: Final = 256 << 20
+MAX_BODY: Final = 1 << 20
+_ERROR_LENGTH: Final = 1000
+
+_TURN: Final = """
+    SELECT seq, key, operation, body, attempts, error FROM petalbus_sync AS one
+    WHERE parked = 0 AND NOT EXISTS (
+        SELECT 1 FROM petalbus_sync AS older WHERE older.key = one.key AND older.parked = 0 AND older.seq < one.seq
+    )
+    ORDER BY attempts, seq LIMIT ?
+"""
+_PARKED: Final = """
+    SELECT seq, key, operation, body, attempts, error FROM petalbus_sync WHERE parked = 1 ORDER BY seq LIMIT ?
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change. ``seq`` grows; ``attempts``: how often it failed, ``error``: why the last time."""
+
+    seq: int
+    key: str
+    operation: str
+    body: Any
+    attempts: int
+    error: str | None
+
+
+class SyncQueue(BaseProxy):
+    """The queue's calls. All raise DatabaseError's kinds, and ProxyNotReady while the file cannot be used."""
+
+    _max_changes: int = MAX_CHANGES
+
+    async def sync_append(self, key: str, operation: str, body: Any) -> int:
+        """Add a change; its ``seq``. Raises QueueFull (100,000 changes, 256 MiB), QueryRefused for what is no JSON."""
+        text = json_text(body)
+
+        def work(connection: sqlite3.Connection) -> int:
+            return add(connection, key, operation, text, self._max_changes)
+
+        return await self._own(atomically(work), writes=True)
+
+    async def sync_pending(self, limit: int = 100) -> list[Change]:
+        """What may be carried now: the oldest change of each key, those that failed less often first."""
+        return await self._own(lambda connection: _changes(connection, _TURN, limit), writes=False)
+
+    async def sync_parked(self, limit: int = 100) -> list[Change]:
+        """What was given up, the oldest first."""
+        return await self._own(lambda connection: _changes(connection, _PARKED, limit), writes=False)
+
+    async def sync_acknowledge(self, *seqs: int) -> int:
+        """These were carried: forget them. How many of them were there."""
+        return await self._own(atomically(lambda connection: _remove(connection, seqs)), writes=True)
+
+    async def sync_fail(self, seq: int, error: str, *, park: bool = False) -> bool:
+        """It was not carried: count the attempt. ``park``: give it up, and keep it. False: there is no such change."""
+        change = "UPDATE petalbus_sync SET attempts = attempts + 1, error = ?, parked = max(parked, ?) WHERE seq = ?"
+        params = (str(error)[:_ERROR_LENGTH], int(park), seq)
+        return await self._own(lambda connection: connection.execute(change, params).rowcount > 0, writes=True)
+
+    async def sync_retry(self, seq: int) -> bool:
+        """Try a parked change again, as if it were new. False when it is not parked."""
+        change = "UPDATE petalbus_sync SET attempts = 0, parked = 0 WHERE seq = ? AND parked = 1"
+        return await self._own(lambda connection: connection.execute(change, (seq,)).rowcount > 0, writes=True)
+
+    async def sync_statistics(self) -> dict[str, int]:
+        """``changes`` (parked ones included), ``parked``, ``bytes`` of bodies, ``limit`` of changes."""
+        return await self._own(lambda connection: statistics(connection, self._max_changes), writes=False)
+
+    async def _own(self, work: Callable[[sqlite3.Connection], T], *, writes: bool) -> T:
+        """Run our own statements; part of the calling task's transaction when it has one."""
+        raise NotImplementedError
+
+
+def add(connection: sqlite3.Connection, key: str, operation: str, text: str, limit: int) -> int:
+    """Append one change; part of the transaction that is open."""
+    facts = _facts(connection)
+    if facts["sync_changes"] >= limit or facts["sync_bytes"] + len(text) > MAX_BYTES:
+        raise QueueFull(
+            f"the sync queue is full ({facts['sync_changes']} changes, {facts['sync_bytes']} bytes): nothing was "
+            "written; it takes more when a link has carried some"
+        )
+    row = connection.execute(
+        "INSERT INTO petalbus_sync (key, operation, body) VALUES (?, ?, ?)", (key, operation, text)
+    )
+    return row.lastrowid or 0
+
+
+def statistics(connection: sqlite3.Connection, limit: int) -> dict[str, int]:
+    """What ``sync_statistics`` tells."""
+    facts = _facts(connection)
+    parked = connection.execute("SELECT COUNT(*) FROM petalbus_sync WHERE parked = 1").fetchone()[0]
+    return {"changes": facts["sync_changes"], "parked": parked, "bytes": facts["sync_bytes"], "limit": limit}
+
+
+def json_text(body: Any) -> str:
+    """A JSON document of 1 MiB at most. NaN and infinities become null. Raises QueryRefused."""
+    try:
+        text = orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY)
+    except orjson.JSONEncodeError as error:
+        raise QueryRefused(f"it cannot be written as JSON: {error}") from None
+    if len(text) > MAX_BODY:
+        raise QueryRefused(f"it has {len(text)} bytes as JSON; {MAX_BODY} are allowed")
+    return text.decode()
+
+
+def _facts(connection: sqlite3.Connection) -> dict[str, int]:
+    return dict(connection.execute("SELECT name, value FROM petalbus_facts").fetchall())
+
+
+def _changes(connection: sqlite3.Connection, query: str, limit: int) -> list[Change]:
+    found = connection.execute(query, (max(1, min(limit, 1000)),)).fetchall()
+    return [Change(seq, key, operation, orjson.loads(body), *rest) for seq, key, operation, body, *rest in found]
+
+
+def _remove(connection: sqlite3.Connection, seqs: tuple[int, ...]) -> int:
+    return sum(connection.execute("DELETE FROM petalbus_sync WHERE seq = ?", (seq,)).rowcount for seq in seqs)

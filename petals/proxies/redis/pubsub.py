@@ -1,0 +1,321 @@
+"""Publish and subscribe, recorded.
+
+What is published is a record and a message on the channel, in one step. What a subscriber gets comes from the records,
+so it is in order, nothing is missed while the connection is away, and who asks for it gets what was said before. The
+channels are listened to as well: then the server counts us among a channel's subscribers, and what foreign programs
+publish is noticed. Their messages reach the records through the daemon's bridge; where no bridge runs, they are
+delivered as they are heard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Generator
+from typing import TYPE_CHECKING, Any, Final
+
+from petalbus.daemon.bus import channels
+from petalbus.daemon.bus.connection import ServerError
+from petalbus.daemon.bus.errors import BusError
+from petalbus.daemon.bus.scripts import load
+from petalbus.daemon.bus.tail import Entries, Tail
+from petalbus.petals.proxies.base import BaseProxy
+from petalbus.petals.proxies.listening import Listener
+from petalbus.schemas.errors import RecordInvalid
+from petalbus.schemas.vocabulary import MAX_PAYLOAD_BYTES
+
+if TYPE_CHECKING:
+    from petalbus.daemon.bus.client import Bus
+
+log = logging.getLogger("RedisProxy")
+
+Callback = Callable[[str, str], Awaitable[Any]]
+NEW: Final = "new"
+OLDEST: Final = "oldest"
+MAX_CHANNEL: Final = 512
+_BATCH: Final = 500
+_SETTLE_SECONDS: Final = 5.0
+
+
+class Registered:
+    """What ``subscribe`` returns: it may be awaited, on any loop, or left alone; the subscription holds either way."""
+
+    def __init__(self) -> None:
+        self.done: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return asyncio.wrap_future(self.done).__await__()
+
+
+class Subscriber(Listener):
+    """A callback, its channel or pattern, and whether it is still reading what was said before it came."""
+
+    def __init__(self, name: str, callback: Callback, *, pattern: bool, cpu_heavy: bool, start: str) -> None:
+        super().__init__(f"channel {name!r}", callback, cpu_heavy=cpu_heavy, log=log)
+        self.name = name
+        self.pattern = pattern
+        self.start = start
+        self.held: list[tuple[bytes, str, str]] | None = [] if start != NEW else None
+        """What came while it was catching up."""
+
+    def fits(self, channel: str) -> bool:
+        """Whether a message on a channel is for it."""
+        return bool(channels.glob(self.name).fullmatch(channel)) if self.pattern else channel == self.name
+
+    def deliver(self, entry: bytes, channel: str, message: str) -> None:
+        """Call it soon, or once it has caught up."""
+        if self.held is not None:
+            self.held.append((entry, channel, message))
+        else:
+            self.put(channel, message)
+
+
+class PubSub(BaseProxy):
+    """The calls. Subscriptions may be made before ``start``, and from any thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._subscribers: list[Subscriber] = []
+        self._tail: Tail | None = None
+        self._ears: channels.Listener | None = None
+        self._hearing: asyncio.Lock = asyncio.Lock()
+        self._marked: tuple[bytes, int] = (b"", 0)
+        self._working: set[asyncio.Task[None]] = set()
+        self.published = 0
+
+    @abstractmethod
+    async def _own_bus(self) -> Bus:
+        """The client of the bus, open."""
+
+    async def publish(self, channel: str, message: str | bytes) -> int:
+        """Record a message and send it to a channel's subscribers; how many there are, ours included.
+
+        0 when nobody listens, and when it could not be published (that is logged). Callbacks run later. Raises ValueError
+        for a channel without a name, RecordInvalid for more than 1 MiB.
+        """
+        name, body = _checked(channel), message.encode() if isinstance(message, str) else bytes(message)
+        if len(body) > MAX_PAYLOAD_BYTES:
+            raise RecordInvalid("message", f"has {len(body)} bytes", limit=f"at most {MAX_PAYLOAD_BYTES} bytes")
+        bus = await self._own_bus()
+        keys = bus.keys
+        items = channels.record_items(name.encode(), body, source=bus.app, clock=bus.clock)
+        head = (name, channels.marks(keys), channels.bridges(keys), body)
+        places = (keys.topic(channels.TOPIC), channels.description(keys))
+        try:
+            answer = await bus.call("EVALSHA", load("pubsub").sha, len(places), *places, *head, *items)
+        except (BusError, ServerError) as error:
+            log.warning("a message on channel %r could not be published: %s", name, error)
+            return 0
+        self.published += 1
+        _, heard, bridges, patterns = answer
+        if bridges:
+            heard -= bridges * len(channels.matching(patterns.decode().split("\n"), name))
+        ours = any(subscriber.fits(name) for subscriber in self._subscribers)
+        return max(int(heard), int(ours))
+
+    def subscribe(self, channel: str, callback: Callback, cpu_heavy: bool = False, *, start: str = NEW) -> Registered:
+        """Call ``async callback(channel, message)`` for each message on a channel; several callbacks may be there.
+
+        ``start``: ``new``, ``oldest`` (all that is still kept), or the stream id after which to go on. May be awaited:
+        then the server has confirmed it. Raises TypeError when the callback is not async, ValueError.
+        """
+        return self._register(Subscriber(_checked(channel), callback, pattern=False, cpu_heavy=cpu_heavy, start=start))
+
+    def unsubscribe(self, channel: str, callback: Callback | None = None) -> Registered:
+        """End a callback of a channel, or all of them."""
+        return self._unregister(
+            lambda one: not one.pattern and one.name == channel and callback in (None, one.callback)
+        )
+
+    def register_pattern_channel_callback(
+        self, channel: str, callback: Callback, cpu_heavy: bool = False, *, start: str = NEW
+    ) -> Registered:
+        """``subscribe`` for every channel that fits a pattern, as Redis understands it (``/ack/*``)."""
+        return self._register(Subscriber(_checked(channel), callback, pattern=True, cpu_heavy=cpu_heavy, start=start))
+
+    def unregister_pattern_channel_callback(self, channel: str, callback: Callback | None = None) -> Registered:
+        """End a callback of a pattern, or all of them."""
+        return self._unregister(lambda one: one.pattern and one.name == channel and callback in (None, one.callback))
+
+    def forget(self, owner: object) -> int:
+        """End all callbacks that are methods of an object; how many there were. On the proxy's loop."""
+        theirs = [one for one in self._subscribers if one.owner is owner]
+        self._unregister(lambda one: one in theirs)
+        return len(theirs)
+
+    def subscriptions(self) -> dict[str, Any]:
+        """Channels and patterns with what their callbacks have done."""
+        return {
+            one.what: {"called": one.called, "dropped": one.dropped, "failed": one.failed} for one in self._subscribers
+        }
+
+    async def _start_pubsub(self) -> None:
+        if self._subscribers:
+            await self._hear()
+
+    async def _stop_pubsub(self) -> None:
+        for task in self._working:
+            task.cancel()
+        subscribers, self._subscribers = self._subscribers, []
+        for subscriber in subscribers:
+            subscriber.stop()
+        await asyncio.gather(*(subscriber.ended() for subscriber in subscribers))
+        tail, self._tail = self._tail, None
+        ears, self._ears = self._ears, None
+        if tail is not None:
+            await tail.aclose()
+        if ears is not None:
+            await ears.close()
+
+    def _register(self, subscriber: Subscriber) -> Registered:
+        registered = Registered()
+        self._subscribers.append(subscriber)
+        if self._loop is None or not self.is_ready:
+            registered.done.set_result(None)  # it begins with the proxy
+        else:
+            self._call_at_home(self._work, self._begin(subscriber), registered)
+        return registered
+
+    def _unregister(self, which: Callable[[Subscriber], bool]) -> Registered:
+        registered = Registered()
+        gone = [one for one in self._subscribers if which(one)]
+        self._subscribers = [one for one in self._subscribers if one not in gone]
+        if self._loop is None or not gone:
+            registered.done.set_result(None)
+        else:
+            self._call_at_home(self._end, gone, registered)
+        return registered
+
+    def _end(self, gone: list[Subscriber], registered: Registered) -> None:
+        for one in gone:
+            one.stop()
+        if self._ears is not None:
+            channels_left = {one.name for one in self._subscribers if not one.pattern}
+            patterns_left = {one.name for one in self._subscribers if one.pattern}
+            self._ears.drop(
+                channels={one.name for one in gone if not one.pattern} - channels_left,
+                patterns={one.name for one in gone if one.pattern} - patterns_left,
+            )
+        registered.done.set_result(None)
+
+    def _work(self, work: Any, registered: Registered) -> None:
+        task = asyncio.get_running_loop().create_task(work, name="redis-subscribe")
+        self._working.add(task)
+        task.add_done_callback(lambda done: self._worked(done, registered))
+
+    def _worked(self, task: asyncio.Task[None], registered: Registered) -> None:
+        self._working.discard(task)
+        if task.cancelled():
+            registered.done.cancel()
+        elif (error := task.exception()) is not None:
+            log.warning("a subscription is made when the server is back: %s", error)
+            registered.done.set_exception(error)
+        else:
+            registered.done.set_result(None)
+
+    async def _begin(self, subscriber: Subscriber) -> None:
+        await self._hear()
+        assert self._ears is not None
+        self._listen_to(subscriber)
+        if subscriber.held is not None:
+            await self._catch_up(subscriber)
+        await self._ears.settled(_SETTLE_SECONDS)
+
+    async def _hear(self) -> None:
+        """The two connections: the records, and the channels."""
+        async with self._hearing:
+            if self._tail is None:
+                bus = await self._own_bus()
+                tail = Tail(bus, channels.TOPIC, on_entries=self._entries)
+                self._tail = tail
+                self._ears = channels.Listener(bus, "redis-channels", heard=self._heard)
+                self._ears.add(channels=[channels.marks(bus.keys)])
+                self._ears.start()
+                await tail.open()
+                for subscriber in self._subscribers:
+                    self._listen_to(subscriber)
+                for subscriber in [one for one in self._subscribers if one.held is not None]:
+                    await self._catch_up(subscriber)
+
+    def _listen_to(self, subscriber: Subscriber) -> None:
+        assert self._ears is not None
+        if subscriber.pattern:
+            self._ears.add(patterns=[subscriber.name])
+        else:
+            self._ears.add(channels=[subscriber.name])
+
+    async def _catch_up(self, subscriber: Subscriber) -> None:
+        """Deliver what was said before, then what came meanwhile, each once."""
+        if subscriber.held is None:
+            return
+        bus = await self._own_bus()
+        stream = bus.keys.topic(channels.TOPIC)
+        after = "-" if subscriber.start == OLDEST else f"({subscriber.start}"
+        last = b"0-0"
+        while rows := await bus.ask("XRANGE", stream, after, "+", "COUNT", _BATCH):
+            for entry, flat in rows:
+                told = channels.read_items(flat)
+                if told is not None and subscriber.fits(told[0]):
+                    subscriber.put(*told)
+                last = entry
+            after = f"({last.decode()}"
+        held, subscriber.held = subscriber.held or [], None
+        for entry, channel, message in held:
+            if _place(entry) > _place(last):
+                subscriber.put(channel, message)
+
+    def _entries(self, entries: Entries) -> None:
+        for entry, flat in entries:
+            told = channels.read_items(flat)
+            if told is not None:
+                for subscriber in self._subscribers:
+                    if subscriber.fits(told[0]):
+                        subscriber.deliver(entry, *told)
+
+    def _heard(self, _pattern: bytes | None, channel: bytes, message: bytes) -> None:
+        """A channel's message: one without a mark is foreign, and where no bridge runs nobody records it."""
+        bus = self._bus_now()
+        if bus is None:
+            return
+        if channel == channels.marks(bus.keys).encode():
+            assert self._ears is not None
+            self._marked = (message, self._ears.copies(message.decode("utf-8", "replace")))
+            return
+        marked, copies = self._marked
+        if marked == channel and copies > 0:
+            self._marked = (marked, copies - 1)  # recorded by its publisher; it comes once for each way we hear it
+            return
+        work = self._deliver_unless_bridged(bus, channel, message)
+        task = asyncio.get_running_loop().create_task(work, name="redis-foreign")
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+
+    async def _deliver_unless_bridged(self, bus: Bus, channel: bytes, message: bytes) -> None:
+        name = channel.decode("utf-8", "replace")
+        try:
+            _, count = await bus.ask("PUBSUB", "NUMSUB", channels.bridges(bus.keys))
+            patterns = await bus.ask("HGET", channels.description(bus.keys), "patterns") if count else None
+        except (BusError, ServerError) as error:
+            log.warning("whether a bridge records channel %r is not known: %s", name, error)
+            return
+        if not count or not channels.matching((patterns or b"").decode().split("\n"), name):
+            for subscriber in self._subscribers:
+                if subscriber.fits(name):
+                    subscriber.put(name, message.decode("utf-8", "replace"))
+
+    @abstractmethod
+    def _bus_now(self) -> Bus | None:
+        """The client of the bus, where it is open."""
+
+
+def _checked(channel: str) -> str:
+    if not isinstance(channel, str) or not channel or len(channel) > MAX_CHANNEL:
+        raise ValueError(f"{channel!r} is no channel: it must be text of 1 to {MAX_CHANNEL} characters")
+    return channel
+
+
+def _place(stream_id: bytes) -> tuple[int, int]:
+    ms, _, number = stream_id.partition(b"-")
+    return int(ms), int(number or 0)

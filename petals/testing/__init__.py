@@ -1,0 +1,1 @@
+"""The test kit for petals; its public name is ``petalbus.testing``."""
