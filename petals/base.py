@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
     from petalbus.petals.proxies.base import BaseProxy
 
+_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
 MqttHandler = Callable[[str, dict[str, Any]], Awaitable[Any]]
 
 
@@ -26,6 +29,7 @@ class Petal:
     """Inherit from it, give ``name`` and ``version``, and write methods. No other import is needed."""
 
     name: str = ""
+    """How it is called on the bus and in addresses; made of the class's name where a petal gives none."""
     version: str = "0.0.0"
     use_mqtt_proxy: ClassVar[bool] = False
     """True: MQTT is set up for this petal (``_setup_mqtt_topics``), as if ``mqtt`` were one of its proxies."""
@@ -45,6 +49,11 @@ class Petal:
 
     def __init__(self) -> None:
         self._proxies = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not cls.name:
+            cls.name = _WORDS.sub("-", cls.__name__).lower()
 
     @property
     def logger(self) -> logging.Logger:

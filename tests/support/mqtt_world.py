@@ -1,0 +1,82 @@
+"""The link to a broker, played by a client of the bus, with the dispatch of commands and a proxy, on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from petalbus.daemon.bus.client import Bus
+from petalbus.daemon.bus.options import BusOptions
+from petalbus.handlers.mqtt.dispatch import CommandDispatch
+from petalbus.handlers.mqtt.words import base_topic
+from petalbus.petals.base import Petal
+from petalbus.petals.proxies.mqtt import MQTTProxy
+from petalbus.schemas.record import Record
+
+from support.servers import RealServer
+
+BASE = base_topic("ORG1", "Instance-m1")
+
+
+@dataclass
+class Organization:
+    """What the proxy asks an OrganizationManager for."""
+
+    organization_id: str | None = "ORG1"
+    machine_id: str | None = "m1"
+
+
+@dataclass
+class World:
+    """The link, the dispatch, and a petal's process."""
+
+    server: RealServer
+    bus_name: str
+    link: Bus
+    proxy: MQTTProxy
+    organization: Organization
+    sent: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
+
+    async def arrive(self, suffix: str, payload: Any) -> None:
+        """A message from the broker, as the link stores it."""
+        await self.link.publish("mqtt.rx", "mqtt.message", {"topic": f"{BASE}/{suffix}", "payload": payload, "qos": 1})
+
+    async def next(self) -> dict[str, Any]:
+        """What is to be published next."""
+        async with asyncio.timeout(5):
+            return await self.sent.get()
+
+    async def petal(self, petal: Petal) -> Petal:
+        """Start a petal's MQTT part as the runtime does."""
+        petal.inject_proxies({"mqtt": self.proxy})
+        petal._bus = Bus(self.server.url, app=petal.name, bus=self.bus_name, options=BusOptions(presence=False))
+        await petal._bus.start()
+        assert await petal._setup_mqtt_actions() is not None
+        await self.proxy._commands.settled()
+        return petal
+
+
+@contextlib.asynccontextmanager
+async def mqtt_world(server: RealServer, bus_name: str) -> AsyncIterator[World]:
+    """A world, until the end of the block."""
+    async with contextlib.AsyncExitStack() as stack:
+        link = await stack.enter_async_context(Bus(server.url, app="mqtt", bus=bus_name))
+        organization = Organization()
+        proxy = MQTTProxy(url=server.url, bus=bus_name, app_id="petals.mqtt", organization=organization)
+        made = World(server, bus_name, link, proxy, organization)
+
+        @link.on("mqtt.publish", concurrency=None)
+        async def publish(record: Record) -> None:
+            made.sent.put_nowait(record.data)
+
+        await proxy.start()
+        stack.push_async_callback(proxy.stop)
+        running = asyncio.create_task(CommandDispatch(link).run(), name="dispatch")
+        try:
+            yield made
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
