@@ -81,7 +81,7 @@ class Bus(Sender):
         await self.close()
 
     async def start(self) -> None:
-        """Connect. Raises BusUnavailable when the server cannot be reached, ServerRefused when it cannot carry the bus."""
+        """Connect. Raises BusUnavailable when the server cannot be reached, ServerRefused when it cannot serve us."""
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox(self.address, self.keys, self.options)
         self._replies = ReplyLane(
@@ -236,7 +236,7 @@ class Bus(Sender):
         return await self.messages.status(message_id)
 
     async def cancel(self, message_id: str) -> bool:
-        """Cancel a message: at once if nobody has it, else by asking its handler. False when it is settled or unknown."""
+        """Cancel a message: at once if nobody has it, else by asking its handler. False when settled or unknown."""
         return await self.messages.cancel(message_id)
 
     async def call(self, *args: bytes | str | float) -> Any:

@@ -341,7 +341,7 @@ class Consumer:
             del self._held[(work.stream, work.entry)]
 
     def _check_pending(self, pending: set[tuple[str, bytes]]) -> None:
-        """Entries that are pending and not held, at two looks in a row, were delivered and never seen: look for them."""
+        """Entries pending and not held, at two looks in a row, were delivered and never seen: look for them."""
         unseen = {entry for entry in pending if entry not in self._held}
         if unseen & self._unseen:
             log.warning("%d pending entries were never seen by %s: looking for them", len(unseen), self.name)

@@ -34,7 +34,7 @@ OnReply = Callable[[Record], object]
 
 
 class Waiting:
-    """One request that waits: its future, who wants to hear of progress, and the monotonic time at which it gives up."""
+    """One request that waits: its future, who hears of progress, and the monotonic time at which it gives up."""
 
     __slots__ = ("end", "future", "on_progress")
 

@@ -134,7 +134,7 @@ class Runner:
         self._committer.settle(work, TIMEOUT, [self._reply(work, self._no(work, data))])
 
     async def begin(self, work: Work) -> bool:
-        """Mark a record as processing; False when the lease is lost. Raises BusError when the server cannot be asked."""
+        """Mark a record as processing; False when the lease is lost. Raises BusError when the server is away."""
         work.marked = True
         keys = [work.stream, self._keys.ids, self._keys.fenced]
         args = self._begin_arguments(work)

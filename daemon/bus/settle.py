@@ -139,7 +139,7 @@ class Committer:
         self._routes.clear()
 
     async def tell(self, work: Work, output: Output) -> bool:
-        """Append a reply that is not the last; False when the lease is lost. Sent once: it may be lost, never doubled."""
+        """Append a reply that is not the last; False when the lease is lost. It may be lost itself, never doubled."""
         head = pack((b"EVALSHA", load("tell").sha, 3, work.stream, output.stream, self._keys.fenced))
         size = head.index(b"\r\n")
         owner = pack((GROUP, work.owner, work.entry, output.keep)).split(b"\r\n", 1)[1]

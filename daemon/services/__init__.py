@@ -1,4 +1,4 @@
-"""What a bus does for itself while it runs: it adopts raw records, trims, keeps presence and the id window, and bridges."""
+"""What a bus does for itself while it runs: it adopts raw records, trims, keeps presence and ids, and bridges."""
 
 from petalbus.daemon.services.ingest import Ingest, IngestOptions
 from petalbus.daemon.services.janitor import Janitor, JanitorOptions

@@ -11,9 +11,9 @@ from typing import Any
 class ProxyContext:
     """The same for all proxies of one process.
 
-    ``url`` and ``bus``: the server and the bus's name. ``app``: the app id under which proxies are on the bus. ``data``:
-    the data directory. ``settings``: an object with the settings as attributes. ``organization``: the process's
-    OrganizationManager.
+    ``url`` and ``bus``: the server and the bus's name. ``app``: the app id under which proxies are on the bus.
+    ``data``: the data directory. ``settings``: an object with the settings as attributes. ``organization``: the
+    process's OrganizationManager.
     """
 
     url: str

@@ -78,7 +78,7 @@ def time_text(ns: int) -> str | None:
 
 
 def time_ns(text: str) -> int | None:
-    """Read an RFC 3339 time; one without a zone is taken as UTC. None where it is no time, before 1970 or after 2262."""
+    """Read an RFC 3339 time; without a zone it is UTC. None where it is no time, before 1970 or after 2262."""
     match = _RFC_3339.fullmatch(text)
     if match is None:
         return None
