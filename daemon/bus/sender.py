@@ -148,7 +148,7 @@ class Sender:
         if self._replies.lane.connection is None:
             if not self._replies.lane.started:
                 self._replies.lane.start()
-            await self._replies.lane.wait_live(self.options.connect_timeout)
+            await self._replies.lane.wait_live(self.options.send_timeout)
         if priority is None:
             priority = default_priority(type, data)
         message_id = new_id() if id is None else checked_id(id)
