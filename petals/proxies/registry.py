@@ -106,6 +106,9 @@ class Proxies:
             self._reasons[name] = f"its package fails: {type(error).__name__}: {error}"
             log.exception("proxy %s cannot be loaded", name)
             return
+        if not hasattr(module, "make"):  # a name to annotate with, and nothing behind it
+            self._reasons[name] = "this installation has no such proxy"
+            return
         try:
             proxy: BaseProxy = module.make(self._context)
             proxy.watch(self._tell)

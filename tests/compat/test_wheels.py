@@ -117,7 +117,7 @@ async def test_the_flight_log_answers_over_redis_and_http(daemon: Daemon) -> Non
     running = discover(daemon.data)
     async with RedisProxy(url=running.url, bus=running.bus, app_id="ground") as redis:
         await redis.subscribe("/petal/petal_flight_log/ack", on_ack)
-        command = {"message_id": "m1", "command": "no_such_command", "payload": {}}
+        command = {"message_id": "m1", "command": "leaf-fc-record.write"}  # without a payload: an error, at once
         heard = await redis.publish("/petal/petal_flight_log/cmd", json.dumps(command))
         assert heard >= 1
         async with asyncio.timeout(SECONDS):

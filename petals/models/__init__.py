@@ -1,0 +1,1 @@
+"""What petals exchange with the cloud and the vehicle, as pydantic models."""

@@ -1,0 +1,21 @@
+"""Files on the vehicle over MAVLink FTP: the name that petals annotate with. This version brings no such proxy."""
+
+from __future__ import annotations
+
+from petalbus.petals.proxies.base import BaseProxy
+from petalbus.petals.proxies.errors import ProxyError
+
+
+class MavLinkFTPProxy(BaseProxy):
+    """For annotations. Making one raises ProxyError."""
+
+    kind = "ftp_mavlink"
+
+    def __init__(self, *_arguments: object) -> None:
+        raise ProxyError("this version of PetalBus has no MAVFTP proxy yet")
+
+    async def start(self) -> None:
+        """Never called."""
+
+    async def stop(self) -> None:
+        """Never called."""

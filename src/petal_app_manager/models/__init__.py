@@ -1,0 +1,3 @@
+"""See `petalbus.petals.models`."""
+
+from petalbus.petals.models.mqtt import MQTTMessage as MQTTMessage

@@ -1,0 +1,3 @@
+"""See `petalbus.petals.models.mqtt`."""
+
+from petalbus.petals.models.mqtt import MQTTMessage as MQTTMessage

@@ -1,0 +1,3 @@
+"""See `petalbus.petals.base`."""
+
+from petalbus.petals.base import Petal as Petal

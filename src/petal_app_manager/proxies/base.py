@@ -1,0 +1,3 @@
+"""See `petalbus.petals.proxies.base`."""
+
+from petalbus.petals.proxies.base import BaseProxy as BaseProxy

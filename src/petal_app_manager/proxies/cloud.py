@@ -1,0 +1,3 @@
+"""See `petalbus.petals.proxies.cloud`."""
+
+from petalbus.petals.proxies.cloud import CloudDBProxy as CloudDBProxy

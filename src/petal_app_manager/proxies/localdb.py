@@ -1,0 +1,3 @@
+"""See `petalbus.petals.proxies.localdb`."""
+
+from petalbus.petals.proxies.localdb import LocalDBProxy as LocalDBProxy

@@ -1,0 +1,3 @@
+"""See `petalbus.petals.proxies.mqtt`."""
+
+from petalbus.petals.proxies.mqtt import MQTTProxy as MQTTProxy
