@@ -15,10 +15,9 @@ from pymavlink.quaternion import QuaternionBase
 
 from bus.clients import until
 
+from support.mavlink_rig import Heard, Rig, rig
 from support.procs import Children
 from support.servers import RealServer
-
-from .mavlink_rig import Heard, Rig, rig
 
 
 @pytest.fixture

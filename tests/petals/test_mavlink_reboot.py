@@ -12,10 +12,9 @@ from pymavlink.dialects.v20 import all as mavlink
 from mavlink.peer import ARDUPILOT, Peer
 from petalbus.petals.models.mavlink import FormatStorageStatusCode, RebootAutopilotResponse, RebootStatusCode
 
+from support.mavlink_rig import Rig, commands, rig
 from support.procs import Children
 from support.servers import RealServer
-
-from .mavlink_rig import Rig, commands, rig
 
 REBOOT = mavlink.MAV_CMD_PREFLIGHT_REBOOT_SHUTDOWN
 FORMAT = mavlink.MAV_CMD_STORAGE_FORMAT
@@ -39,7 +38,7 @@ class Rebooting:
         self._quiet_until = 0.0
 
     async def start(self) -> Peer:
-        peer = await self._vehicle.scripted(self._on_message, autopilot=ARDUPILOT)
+        peer: Peer = await self._vehicle.scripted(self._on_message, autopilot=ARDUPILOT)
         self._task = asyncio.create_task(self._beat(peer), name="test.heartbeats")
         return peer
 

@@ -6,6 +6,8 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +17,12 @@ from bus.clients import until
 from mavlink.peer import ARDUPILOT, ARM_DISARM, Peer
 from petalbus import Bus
 from petalbus.handlers.mavlink.framing import build_frame
+from petalbus.petals.proxies.context import ProxyContext
 from petalbus.petals.proxies.mavlink import ExternalProxy, MavLinkExternalProxy, make
 
+from support.mavlink_rig import Heard, Rig, rig
 from support.procs import Children
 from support.servers import RealServer
-
-from .mavlink_rig import Heard, Rig, rig
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ async def test_what_is_sent_leaves_in_order_under_the_links_identity(vehicle: Ri
 
 async def test_from_other_threads_and_as_pymavlink_sends(vehicle: Rig) -> None:
     """`proxy.master` is what petals that know pymavlink use."""
-    peer = await vehicle.scripted(**{"system": 7})
+    peer = await vehicle.scripted(system=7)
     proxy = await vehicle.proxy()
     assert (proxy.target_system, proxy.target_component) == (7, 1)
     assert (proxy.master.target_system, proxy.master.target_component) == (7, 1)
@@ -149,16 +151,21 @@ async def test_send_and_wait_is_listening_before_the_question_leaves(vehicle: Ri
 
     def collector(message: Any) -> bool:
         got.append(message)
-        return message.capabilities > 0
+        return bool(message.capabilities)
 
     for request in (proxy.build_req_msg_long(148), proxy.build_req_msg_long("148")):
         await proxy.send_and_wait(match_key="148", request_msg=request, collector=collector, timeout=5.0)
     assert [message.get_type() for message in got] == ["AUTOPILOT_VERSION"] * 2
     clock: list[int] = []
+
+    def take(message: Any) -> bool:
+        clock.append(message.time_unix_usec)
+        return True
+
     await proxy.send_and_wait(
         match_key="SYSTEM_TIME",
         request_msg=proxy.build_request_message_command(),
-        collector=lambda message: clock.append(message.time_unix_usec) or True,  # type: ignore[func-returns-value]  # one line
+        collector=take,
         timeout=5.0,
     )
     assert abs(clock[0] / 1e6 - time.time()) < 5.0
@@ -221,9 +228,9 @@ async def test_not_connected_is_a_runtime_error(server: RealServer, bus_name: st
             proxy.send_heartbeat(),
             proxy.send_and_wait(match_key="1", request_msg=None, collector=bool),
         ):
-            with pytest.raises(RuntimeError, match="^MAVLink connection not established$"):
+            with pytest.raises(RuntimeError, match=r"^MAVLink connection not established$"):
                 await call
-        with pytest.raises(RuntimeError, match="^MAVLink connection not established$"):
+        with pytest.raises(RuntimeError, match=r"^MAVLink connection not established$"):
             proxy.build_reboot_command()
         assert (await proxy.format_sd_card()).status_code == "FAIL_NOT_CONNECTED"
         assert (await proxy.health_check())["status"] == "unhealthy"
@@ -300,8 +307,6 @@ async def test_the_import_path_and_the_constructor(server: RealServer) -> None:
     assert isinstance(proxy, ExternalProxy)
     assert (proxy.endpoint, proxy.baud, proxy.root_sd_path) == ("udp:127.0.0.1:14551", 57600, "fs/microsd/log")
 
-    class Context:
-        url, bus, app = server.url, "petalbus", "daemon"
-        settings: dict[str, Any] = {"mavlink_source_system": 9}  # noqa: RUF012  # a stand-in
-
-    assert make(Context()).source_system_id == 9
+    settings = SimpleNamespace(mavlink_source_system=9)
+    context = ProxyContext(url=server.url, bus="petalbus", app="daemon", data=Path(), settings=settings)
+    assert make(context).source_system_id == 9
