@@ -47,7 +47,10 @@ async def running(world: World, petal: type[Petal]) -> AsyncIterator[Any]:
 
 
 async def test_the_complete_example(world: World, tmp_path: Path) -> None:
-    """S-218 to S-226, S-233, S-234, S-235, S-236, S-237: the request of the document gets its expected response."""
+    """S-218, S-220, S-221, S-222, S-224, S-226, S-233, S-234, S-235, S-236, S-237, S-244.
+
+    The request of the document gets its expected response.
+    """
     module = spec.load(spec.block(MQTT_PETAL, "class ExamplePetal"), tmp_path, prelude="")
     request = json.loads(spec.block(MQTT_PETAL, "example-petal/hello", language="json"))
     expected = json.loads(spec.block(MQTT_PETAL, "Hello, Developer!", language="json"))
@@ -130,7 +133,7 @@ async def test_a_test_handler_answers_once(world: World, tmp_path: Path) -> None
 
 
 async def test_direct_use_of_the_proxy(world: World) -> None:
-    """S-136, S-174 to S-178: publish, subscribe and pattern, in the form of the older document."""
+    """S-136, S-174, S-175, S-176, S-177, S-178: publish, subscribe and pattern, in the form of the older document."""
     names = await spec.run(
         spec.block(MQTT, "async def my_petal_function") + "\nawait my_petal_function(proxies)\n",
         proxies={"mqtt": world.proxy},

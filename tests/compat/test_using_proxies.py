@@ -95,7 +95,7 @@ async def test_the_telemetry_cache(redis: RedisProxy, server: RealServer, bus_na
 
 
 async def test_the_list_of_redis_methods(redis: RedisProxy) -> None:
-    """S-017 to S-029: every documented call, in the documented form."""
+    """S-017, S-018, S-019, S-020, S-021, S-022, S-023, S-024, S-025, S-026, S-027, S-028, S-029: as documented."""
     seen: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
 
     async def callback(channel: str, message: str) -> None:

@@ -67,7 +67,10 @@ async def test_rebooting_in_the_shortest_form(
 async def test_parameters(
     server: RealServer, bus_name: str, children: Children, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """S-038 to S-041, S-045, S-046, S-047: what the vehicle confirmed is told, and what not; then they are read."""
+    """S-038, S-039, S-040, S-041, S-045, S-046, S-047.
+
+    What the vehicle confirmed is told, and what not; then the parameters are read.
+    """
     code = spec.block(PROXIES, "class SystemControlPetal") + spec.block(PROXIES, "class ParameterConfigPetal")
     module = spec.load(code, tmp_path)
     async with rig(server, bus_name) as made:

@@ -31,6 +31,7 @@ def level(module: str) -> int:
         ("petalbus.daemon.paths", 1),
         ("petalbus.daemon.server", 1),
         ("petalbus.daemon.bus", 2),
+        ("petalbus.daemon.connect", 2),
         ("petalbus.handlers", 3),
         ("petalbus.petals", 4),
         ("petal_app_manager", 6),

@@ -14,6 +14,7 @@ from petalbus.handlers.mqtt.dispatch import INVALID
 from petalbus.handlers.mqtt.words import link_key, matches
 from petalbus.petals.base import Petal
 from petalbus.petals.decorators import http_action, mqtt_action
+from petalbus.petals.proxies.listening import MAX_WAITING
 from petalbus.petals.proxies.mqtt import MQTTProxy
 from petalbus.schemas.errors import RecordInvalid
 
@@ -280,7 +281,7 @@ async def test_wrong_arguments_are_named(world: World) -> None:
 
 
 async def test_topics_and_patterns_reach_their_callbacks(world: World) -> None:
-    """S-174, S-176, S-177, S-196, C-05: exact topics and patterns; several callbacks; unsubscribe ends."""
+    """S-074, S-075, S-076, S-174, S-176, S-177, S-196, S-206, C-05: topics and patterns; unsubscribe ends."""
     seen: asyncio.Queue[tuple[str, str, Any]] = asyncio.Queue()
 
     def named(name: str) -> Any:
@@ -344,7 +345,7 @@ async def test_is_connected_is_a_flag_and_a_call(world: World) -> None:
 
 
 async def test_handlers_registered_before_the_start_and_in_a_thread_count(server: RealServer, bus_name: str) -> None:
-    """petals register in startup(), whatever the order; cpu_heavy code registers from its thread."""
+    """S-011, S-078: petals register in startup(), whatever the order; cpu_heavy code from its thread; disconnect."""
     proxy = MQTTProxy(url=server.url, bus=bus_name, app_id="early")
 
     async def handler(topic: str, message: dict[str, Any]) -> None:
@@ -380,3 +381,59 @@ async def test_handlers_registered_before_the_start_and_in_a_thread_count(server
 def test_filters(pattern: str, topic: str, fits: bool) -> None:
     """MQTT 5, 4.7: + is one level, # all further ones, and the level above."""
     assert matches(pattern, topic) is fits
+
+
+async def test_publishing_with_quality_and_retained(world: World) -> None:
+    """S-073, S-079, S-214, S-215, S-216: any topic, the device's own among them; text goes as it is."""
+    base = world.proxy._get_base_topic()
+    assert await world.proxy.publish(f"{base}/debug", "a line", qos=1, retain=True) is True
+    assert await world.next() == {"topic": f"{BASE}/debug", "payload": "a line", "qos": 1, "retain": True}
+    assert await world.proxy.publish_message({"n": 1}) is True
+    assert (await world.next())["suffix"] == "command/web"
+    assert await world.proxy.send_command_response("m", {"ok": True}) is True
+    assert (await world.next())["suffix"] == "response"
+
+
+async def test_a_slow_callback_loses_its_oldest_messages_and_delays_nobody(world: World) -> None:
+    """S-210, S-212: a bounded buffer for each callback; what goes is counted; the others hear everything."""
+    gate, slow, quick = asyncio.Event(), list[int](), list[int]()
+
+    async def wait(topic: str, message: dict[str, Any]) -> None:
+        await gate.wait()
+        slow.append(message["n"])
+
+    async def take(topic: str, message: dict[str, Any]) -> None:
+        quick.append(message["n"])
+
+    topics = world.proxy._topics
+    topics.add("a/b", wait)
+    topics.add("a/b", take)
+    for n in range(MAX_WAITING + 100):
+        topics.deliver("a/b", {"n": n})
+        await asyncio.sleep(0)
+    assert quick[-1] == MAX_WAITING + 99
+    listener = next(iter(topics._listeners.values()))
+    assert listener.dropped == 99, "one is with the callback, a thousand wait"
+    gate.set()
+    async with asyncio.timeout(5):
+        while len(slow) < MAX_WAITING + 1:
+            await asyncio.sleep(0.005)
+    assert slow[-1] == MAX_WAITING + 99
+
+
+async def test_a_handler_that_is_not_called_can_be_found_out(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """S-240: the documented checklist: the flag, the registration, the exact name, the organisation, all visible."""
+    world.organization.organization_id = None
+    petal = await world.petal(Example())
+    await world.arrive("command", {"command": "example/hello", "messageId": "q1", "data": {"name": "x"}})
+    async with asyncio.timeout(5):
+        while "organisation is not known" not in caplog.text:
+            await asyncio.sleep(0.005)
+    world.organization.organization_id = "ORG1"
+    await world.arrive("command", {"command": "example/helo", "messageId": "q2"})
+    async with asyncio.timeout(5):
+        while "command example/helo is unknown" not in caplog.text:
+            await asyncio.sleep(0.005)
+    health = await world.proxy.health_check()
+    assert (health["subscriptions"]["handlers"], health["device_info"]["organization_id"]) == (1, "ORG1")
+    await close(petal)
