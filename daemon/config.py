@@ -28,7 +28,7 @@ from petalbus.schemas.vocabulary import APP_PATTERN
 PREFIX: Final = "PETALBUS_"
 FILE_NAME: Final = "petalbus.toml"
 _NOT_IN_FILE: Final = ("data", "config")
-_TABLES: Final = ("keep", "ingest", "http", "petals", "bridge", "localdb", "s3", "mavlink", "sim")
+_TABLES: Final = ("keep", "ingest", "http", "petals", "bridge", "localdb", "cloud", "s3", "mavlink", "sim")
 _NOT_SETTINGS: Final = frozenset({"PETALBUS_TRACEBACK"})
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -75,6 +75,13 @@ class Settings(BaseSettings):
         float, Field(gt=0, le=300, description="how long each part may take to stop before it is left behind (s)")
     ] = 10.0
 
+    organization_file: Annotated[Path, Field(description="file that tells organisation and thing")] = Path(
+        "/opt/droneleaf/certs/perm/thing-parameters.json"
+    )
+    machine_id: Annotated[str | None, Field(description="this machine's id; found by itself when not given")] = None
+    access_token_url: Annotated[str | None, Field(description="service that gives out tokens for the cloud")] = None
+    session_token_url: Annotated[str | None, Field(description="service that gives out credentials for buckets")] = None
+
     keep_topics: Annotated[int, Field(ge=0, description="entries of each topic that stay when all have read them")] = (
         100_000
     )
@@ -103,16 +110,18 @@ class Settings(BaseSettings):
         str, Field(description="web pages of other servers that may use it: https://ground.example")
     ] = ""
 
-    petals_enabled: Annotated[Names, Field(description="petals that run, with commas; all found when none is named")] = (
-        ""
-    )
+    petals_enabled: Annotated[
+        Names, Field(description="petals that run, with commas; all found when none is named")
+    ] = ""
     petals_disabled: Annotated[Names, Field(description="petals that do not run, with commas")] = ""
     petals_paths: Annotated[Names, Field(description="further petals as module:Class, with commas")] = ""
     petals_isolation: Annotated[
         Literal["daemon", "process"], Field(description="where petals run: in the daemon, or each in a process")
     ] = "daemon"
     petals_isolated: Annotated[Names, Field(description="petals that run in a process each, with commas")] = ""
-    petals_file: Annotated[Path | None, Field(description="proxies.yaml; <data>/proxies.yaml when none is named")] = None
+    petals_file: Annotated[Path | None, Field(description="proxies.yaml; <data>/proxies.yaml when none is named")] = (
+        None
+    )
     petals_root: Annotated[Path | None, Field(description="folder that holds static/<petal> of existing petals")] = None
     petals_handler_timeout: Annotated[
         float | None, Field(gt=0, description="how long a petal's handler may run where it says nothing (s)")
@@ -130,18 +139,12 @@ class Settings(BaseSettings):
         bool, Field(description="serve programs that use queue:<app>:inbox, status:<app> and channel:<app>")
     ] = True
 
-    localdb_file: Annotated[Path | None, Field(description="the local database; <data>/local.db when none is named")] = (
-        None
-    )
-    localdb_url: Annotated[str | None, Field(description="an existing LocalDB service, in place of the file's items")] = (
-        None
-    )
-    organization_file: Annotated[Path, Field(description="file that tells organisation and thing")] = Path(
-        "/opt/droneleaf/certs/perm/thing-parameters.json"
-    )
-    machine_id: Annotated[str | None, Field(description="this machine's id; found by itself when not given")] = None
-    access_token_url: Annotated[str | None, Field(description="service that gives out tokens for the cloud")] = None
-    session_token_url: Annotated[str | None, Field(description="service that gives out credentials for buckets")] = None
+    localdb_file: Annotated[
+        Path | None, Field(description="the local database; <data>/local.db when none is named")
+    ] = None
+    localdb_url: Annotated[
+        str | None, Field(description="an existing LocalDB service, in place of the file's items")
+    ] = None
     cloud_endpoint: Annotated[str | None, Field(description="URL of the cloud's tables")] = None
     s3_bucket_name: Annotated[str | None, Field(description="bucket for flight logs")] = None
     s3_region: Annotated[str, Field(description="its region")] = "us-east-1"

@@ -208,9 +208,7 @@ class ParamClient:
 
     async def _reach(self) -> Remote:
         """The vehicle, its encoding known if it can be. Raises NotConnected."""
-        state = self._vehicle.state
-        if state is None or not self._vehicle.connected:
-            raise NotConnected("no vehicle is heard on the MAVLink link; nothing was sent")
+        state = self._vehicle.heard_lately()
         if self._remote is None or self._remote.system != state.system:
             self._remote = Remote(system=state.system)
         remote = self._remote

@@ -9,6 +9,7 @@ for a float's, its type is asked for first: old PX4 versions store such bytes wi
 
 from __future__ import annotations
 
+import math
 import struct
 from collections import deque
 from collections.abc import Iterable
@@ -31,7 +32,8 @@ from petalbus.handlers.mavlink.params import (
 _FLOAT: Final = struct.Struct("<f")
 _SHORTEST: Final = 0.02
 _BLIND_AFTER: Final = 2
-_EAGER_SENDS: Final = 6
+_EAGER: Final = 4, 20
+_UNLIKELY: Final = math.log(0.01)
 
 
 class RoundTrip:
@@ -146,6 +148,8 @@ class Transfer:
         self._free_at = float("-inf")
         self._reordered = False
         self._reads_answered = False
+        self._answered_sends = 0
+        self._eager = _EAGER[1]
         for item in self._items.values():
             if item.value is not None:
                 self._prepare(item)
@@ -203,10 +207,11 @@ class Transfer:
             return
         item.error = error
         self._clock_answer(item, now)
-        if item.phase is not Phase.SET or error != ParamError.TYPE_MISMATCH:
+        if error != ParamError.TYPE_MISMATCH:
             self._refuse(item, _refused(item, error))
-        elif not item.learned:
+        elif item.phase is Phase.SET and not item.learned:
             self._learn(item)
+        # else it is a repetition, or late: what was sent since may be right
 
     def give_up(self) -> None:
         """The time is up: what is still open was not answered."""
@@ -299,11 +304,11 @@ class Transfer:
                 other.hurried_at = now
 
     def _due(self, item: Item) -> float:
-        """When to send again. Who never answers is asked ever more rarely: the name may not exist."""
+        """When to send again. Who never answers is asked ever more rarely: its name may not exist."""
         if item.hurry:
             return float("-inf")
         patience = self._remote.trip.patience(self._limits.resend)
-        return item.sent_at + min(self._limits.resend, patience * max(1, item.sends - _EAGER_SENDS))
+        return item.sent_at + min(self._limits.resend, patience * max(1, item.sends - self._eager))
 
     def _end(self, item: Item) -> float:
         """When to give up."""
@@ -341,6 +346,10 @@ class Transfer:
     def _confirm(self, item: Item, value: ParamValue) -> None:
         self.values[item.key] = value
         self._flying.pop(item.key, None)
+        # how often one has to ask on this link until silence can hardly be loss any more
+        self._answered_sends += item.sends
+        lost = 1.0 - len(self.values) / (self._answered_sends + 1)
+        self._eager = min(max(_EAGER[0], math.ceil(_UNLIKELY / math.log(lost))), _EAGER[1])
 
     def _refuse(self, item: Item, refusal: Refusal) -> None:
         self.refusals[item.key] = refusal

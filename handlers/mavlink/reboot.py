@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from petalbus.handlers.mavlink.commands import Ack, Command, Target
-from petalbus.handlers.mavlink.errors import CommandOutcomeUnknown, NotConnected
+from petalbus.handlers.mavlink.errors import CommandOutcomeUnknown
 from petalbus.handlers.mavlink.vehicle import Vehicle, VehicleState
 
 PREFLIGHT_REBOOT_SHUTDOWN: Final = 246
@@ -68,9 +68,7 @@ class Reboot:
 
     async def run(self) -> RebootSeen:
         """Do it. Raises NotConnected when no vehicle is there."""
-        state = self._vehicle.state
-        if state is None or not self._vehicle.connected:
-            raise NotConnected("no vehicle is heard on the MAVLink link; nothing was sent")
+        state = self._vehicle.heard_lately()
         before = _boot_ms(self._vehicle, state)
         await self._ask(state, before)
         seen, wanted = self.seen, self._wanted

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from petalbus.daemon.bus.errors import BusError, HandlerError
 from petalbus.handlers.mavlink.commands import Ack, Target
 from petalbus.handlers.mavlink.decode import CONTENT_TYPE
-from petalbus.handlers.mavlink.errors import MavlinkError, NotConnected, OrderInvalid, OrderOvertaken
+from petalbus.handlers.mavlink.errors import MavlinkError, OrderInvalid, OrderOvertaken
 from petalbus.handlers.mavlink.framing import Frame, whole_frames
 from petalbus.handlers.mavlink.param_client import ParamClient
 from petalbus.handlers.mavlink.param_transfer import ENCODING_UNKNOWN, Refusal, Transfer
@@ -114,7 +114,7 @@ class Requests:
     async def _command(self, record: Record, context: Context) -> dict[str, Any]:
         wanted = read_wanted(SendCommand, record.data)
         await self._ready(record)
-        target = Target(self._system(), wanted.component)
+        target = Target(self._vehicle.heard_lately().system, wanted.component)
         async with aclosing(self._vehicle.client.run(wanted.order(), target)) as acks:
             async for ack in acks:
                 if ack.final:
@@ -131,12 +131,6 @@ class Requests:
             "result_param2": ack.result_param2,
             "doubtful": ack.doubtful,
         }
-
-    def _system(self) -> int:
-        state = self._vehicle.state
-        if state is None or not self._vehicle.connected:
-            raise NotConnected("no vehicle is heard on the MAVLink link; nothing was sent")
-        return state.system
 
     async def _reboot(self, record: Record, context: Context) -> dict[str, Any]:
         wanted = read_wanted(RebootVehicle, record.data)

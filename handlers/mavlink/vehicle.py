@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 LOST_AFTER_S: Final = 4.0
 """Without a heartbeat for so long (monotonic) a vehicle counts as gone. They come once a second."""
 
+FAINT_AFTER_S: Final = 10.0
+"""Until then a vehicle on a bad link may still be asked: what it does not answer harms nobody."""
+
 _FORGET_AFTER_S: Final = 30.0
 _POSITION_S: Final = 2.0
 _POSITION_AGE_S: Final = 5.0
@@ -135,6 +138,13 @@ class Vehicle:
     def connected(self) -> bool:
         """True when a heartbeat came lately."""
         return self.state is not None and self._clock() - self.state.heard < self._lost_after
+
+    def heard_lately(self) -> VehicleState:
+        """The vehicle, where a heartbeat came within ten seconds. Raises NotConnected."""
+        state = self.state
+        if state is None or self._clock() - state.heard >= FAINT_AFTER_S:
+            raise NotConnected("no vehicle is heard on the MAVLink link; nothing was sent")
+        return state
 
     async def wait_connected(self, timeout: float) -> bool:
         """Wait until a vehicle is there, at most ``timeout`` seconds; False when there is none."""

@@ -9,7 +9,7 @@ from abc import ABC
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from petalbus.petals.proxies.errors import ProxyNotReady
+from petalbus.petals.proxies.errors import ProxyError, ProxyNotReady
 from petalbus.petals.proxies.mavlink.external import ExternalProxy
 from petalbus.petals.proxies.mavlink.frames import FrameReader
 from petalbus.petals.proxies.mavlink.master import Master
@@ -32,6 +32,18 @@ _REST_S: Final = 0.005
 _LINGER_S: Final = 10.0
 _RETRY_S: Final = 1.0
 _REQUEST_MARGIN_S: Final = 3.0
+
+
+class VehicleError(ProxyError):
+    """The MAVLink handler answered with an error. ``error_code`` is its own, ``detail`` what it says about it."""
+
+    code = "vehicle_error"
+
+    def __init__(self, error_code: str, detail: dict[str, Any]) -> None:
+        self.error_code = error_code
+        self.detail = detail
+        super().__init__(f"{error_code}: {detail.get('message', '')}")
+
 
 OnProgress = Callable[["Record"], None]
 
@@ -107,7 +119,7 @@ class VehicleLink(ExternalProxy, ABC):
     async def _connect(self) -> None:
         """Open the client, as often as it takes. Once open it comes back by itself."""
         from petalbus.daemon.bus.errors import BusError, BusUnavailable  # noqa: PLC0415  # with the client
-        from petalbus.daemon.bus.tail import Tail as Reader  # noqa: PLC0415
+        from petalbus.daemon.bus.tail import Tail as Reader  # noqa: PLC0415  # as above
 
         told = ""
         while self._bus is None:
@@ -129,7 +141,7 @@ class VehicleLink(ExternalProxy, ABC):
 
     def _make_bus(self) -> Bus:
         from petalbus.daemon.bus.options import BusOptions  # noqa: PLC0415  # only who starts a proxy needs them
-        from petalbus.daemon.connect import connect  # noqa: PLC0415
+        from petalbus.daemon.connect import connect  # noqa: PLC0415  # as above
 
         url, name = self._place
         return connect(url, app=self._app, bus=name, options=BusOptions(presence=False))
@@ -223,7 +235,7 @@ class VehicleLink(ExternalProxy, ABC):
 
     async def _read_frames(self, dialect: Dialect) -> None:
         from petalbus.daemon.bus.errors import BusUnavailable  # noqa: PLC0415  # with the client
-        from petalbus.daemon.bus.tail import Tail as Reader  # noqa: PLC0415
+        from petalbus.daemon.bus.tail import Tail as Reader  # noqa: PLC0415  # as above
 
         assert self._bus is not None
         self._reader = FrameReader(self._handlers, dialect)
@@ -291,10 +303,11 @@ class VehicleLink(ExternalProxy, ABC):
     ) -> dict[str, Any]:
         """Ask the MAVLink handler; ``timeout`` is what its own work may take, in seconds.
 
-        Raises ProxyNotReady (a RuntimeError) when no vehicle is connected, ReplyError for any other error.
+        Raises ProxyNotReady (a RuntimeError) when there is no vehicle, no handler or no bus, VehicleError (another one)
+        when the handler answers with an error.
         """
-        from petalbus.daemon.bus.errors import BusUnavailable, ReplyError, RequestTimeout  # noqa: PLC0415  # as above
-        from petalbus.schemas.stamps import new_id  # noqa: PLC0415
+        from petalbus.daemon.bus.errors import BusError, ReplyError  # noqa: PLC0415  # as above
+        from petalbus.schemas.stamps import new_id  # noqa: PLC0415  # as above
 
         self._require_connected()
         bus = await self._own_bus()
@@ -312,8 +325,8 @@ class VehicleLink(ExternalProxy, ABC):
         except ReplyError as error:
             if error.error_code == "VEHICLE_NOT_CONNECTED":
                 raise ProxyNotReady(NOT_CONNECTED) from error
-            raise
-        except (BusUnavailable, RequestTimeout) as error:
+            raise VehicleError(error.error_code, error.detail) from error
+        except BusError as error:
             raise ProxyNotReady(f"{NOT_CONNECTED}: {error}") from error
         except asyncio.CancelledError:
             self._spawn(bus.cancel(request_id), "mavlink.cancel")

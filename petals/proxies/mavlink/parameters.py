@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from petalbus.handlers.mavlink.params import MAX_NAME, ParamEncoding, ParamType, decode_value
 from petalbus.handlers.mavlink.wanted import MAX_NAMES, param_type
-from petalbus.petals.proxies.mavlink.link import VehicleLink
+from petalbus.petals.proxies.mavlink.link import VehicleError, VehicleLink
 
 ParamSpec = Any
 """A number, a tuple ``(value, type)``, or a dict ``{"value": ..., "type": ...}``."""
@@ -66,14 +66,12 @@ class Parameters(VehicleLink):
 
     async def get_all_params(self, timeout: float = 10.0) -> dict[str, dict[str, Any]]:
         """Read all. Raises TimeoutError when some are missing after ``timeout`` seconds."""
-        from petalbus.daemon.bus.errors import ReplyError  # noqa: PLC0415  # with the client
-
         try:
             answer = await self._ask("mavlink.param.list", {"timeout": timeout}, timeout=timeout)
-        except ReplyError as error:
+        except VehicleError as error:
             if error.error_code != "PARAMS_INCOMPLETE":
                 raise
-            raise TimeoutError(error.detail.get("message", str(error))) from error
+            raise TimeoutError(str(error)) from error
         return _results(answer)
 
     async def get_params_bulk_lossy(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from petalbus.petals.proxies.errors import ProxyNotReady
 from petalbus.petals.proxies.mavlink.builders import format_params
-from petalbus.petals.proxies.mavlink.link import VehicleLink
+from petalbus.petals.proxies.mavlink.link import VehicleError, VehicleLink
 
 if TYPE_CHECKING:
     from petalbus.petals.models.mavlink import FormatStorageResponse, RebootAutopilotResponse
@@ -84,14 +84,12 @@ class Upkeep(VehicleLink):
 
         ``timeout``: seconds to wait for the acknowledgement. Parameters are not touched.
         """
-        from petalbus.daemon.bus.errors import ReplyError  # noqa: PLC0415  # with the client
-
         data = {"command": _STORAGE_FORMAT, "params": [*format_params(storage_id)], "timeout": timeout}
         try:
             answer = await self._ask("mavlink.command", data, timeout=timeout + 120.0)
         except ProxyNotReady as error:
             return _formatted("FAIL_NOT_CONNECTED", str(error), None)
-        except ReplyError as error:
+        except VehicleError as error:
             if error.error_code != "OUTCOME_UNKNOWN":
                 raise
             return _formatted("FAIL_TIMEOUT", f"no acknowledgement came within {timeout:g} s: {error}", None)
@@ -102,11 +100,9 @@ class Upkeep(VehicleLink):
         return _formatted(code, f"the autopilot refused to format the storage: {answer['result']}", result)
 
     async def _reboot(self, wanted: dict[str, Any], timeout: float) -> dict[str, Any]:
-        from petalbus.daemon.bus.errors import ReplyError  # noqa: PLC0415  # with the client
-
         try:
             return await self._ask("mavlink.reboot", wanted, timeout=timeout)
-        except ReplyError as error:
+        except VehicleError as error:
             if error.error_code != "OUTCOME_UNKNOWN":
                 raise
             return {"ack_result": None, "ack_name": None, "sends": None, "dropped": None, "returned": None}
