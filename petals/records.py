@@ -7,7 +7,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from petalbus.daemon.bus.errors import HandlerError
 from petalbus.petals.actions import RecordAction
@@ -16,8 +16,16 @@ if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
     from petalbus.schemas.record import Record
 
-Ended = Callable[[bool], None]
-"""Told of each run: True when it ended well, or with an answer of its own."""
+
+class Ended(Protocol):
+    """Told of each run: ``ok`` when it ended well, or with an answer of its own."""
+
+    def __call__(self, *, ok: bool) -> None:
+        """One run has ended."""
+
+
+def _nobody(*, ok: bool) -> None:
+    """Nobody wants to know."""
 
 
 def register(bus: Bus, action: RecordAction, *, timeout: float | None = None, ended: Ended | None = None) -> None:
@@ -41,7 +49,7 @@ class Guarded:
         self._type = action.type
         self._seconds: float | None = action.options["timeout"] or timeout
         self._least: int | None = action.options["priority"]
-        self._ended = ended or (lambda _ok: None)
+        self._ended = ended or _nobody
         self._turns = Turns(action.options["key"]) if action.options["key"] is not None else None
         method = action.function
         wrapper = self._stream(method) if inspect.isasyncgenfunction(method) else self._call(method)
@@ -77,18 +85,18 @@ class Guarded:
                 async with asyncio.timeout(self._seconds) as within:
                     yield
             except HandlerError:
-                self._ended(True)
+                self._ended(ok=True)
                 raise
             except TimeoutError as error:
-                self._ended(False)
+                self._ended(ok=False)
                 if within.expired():
                     text = f"{self._type} did not end within {self._seconds:g} s; whether it took effect is unknown"
                     raise HandlerError(text, error_code="HANDLER_TIMEOUT") from error
                 raise
             except Exception:
-                self._ended(False)
+                self._ended(ok=False)
                 raise
-            self._ended(True)
+            self._ended(ok=True)
 
 
 class Turns:

@@ -72,7 +72,7 @@ def read_items(flat: list[bytes]) -> tuple[str, str] | None:
 
 @lru_cache(maxsize=4096)
 def glob(pattern: str) -> re.Pattern[str]:
-    """A pattern of channels as Redis understands it: ``*``, ``?``, ``[a-z]``, ``[^a]`` and ``\\`` before a character."""
+    """A pattern of channels as Redis understands it: ``*``, ``?``, ``[a-z]``, ``[^a]``, and a backslash."""
     made, at = "", 0
     while at < len(pattern):
         letter = pattern[at]

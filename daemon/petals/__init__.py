@@ -1,1 +1,1 @@
-"""The runtime of petals: finds them, starts and stops each on its own, keeps them running, in this process or another."""
+"""The runtime of petals: finds them, starts and stops each on its own, keeps them running, here or in a process."""

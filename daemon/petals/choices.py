@@ -1,4 +1,4 @@
-"""Which petals run, and how: from ``proxies.yaml`` of existing installations, our own settings, and what people decided.
+"""Which petals run, and how: ``proxies.yaml`` of existing installations, our own settings, and what people decided.
 
     petalbus petals enable|disable (kept in <data>/petals.json)  >  settings  >  proxies.yaml  >  everything found runs
 
@@ -74,7 +74,7 @@ def read_yaml(path: Path) -> Yaml:
 
 
 class Choices:
-    """All sources together. ``settings``: an object with ``petals_enabled``, ``petals_disabled``, ``petals_isolation``."""
+    """All sources together. ``settings``: an object with those whose names begin with ``petals_``."""
 
     def __init__(self, settings: Any, yaml: Yaml, decisions: Decisions) -> None:
         self.yaml = yaml
@@ -84,8 +84,8 @@ class Choices:
         self._isolation = getattr(settings, "petals_isolation", None) or "daemon"
         self._isolated = frozenset(words(getattr(settings, "petals_isolated", None)))
 
-    def runs(self, names: Iterable[str], *, shipped: bool) -> tuple[bool, str]:
-        """Whether a petal of these names runs, and who said so."""
+    def runs(self, names: Iterable[str], *, shipped: bool = False, named: bool = False) -> tuple[bool, str]:
+        """Whether a petal of these names runs, and who said so. ``named``: a setting names its class."""
         names = frozenset(names)
         for name in names:
             if name in self.decisions:
@@ -94,6 +94,8 @@ class Choices:
             return False, "setting petals_disabled"
         if names & self._enabled:
             return True, "setting petals_enabled"
+        if named:
+            return True, "setting petals_paths"
         if self._enabled:
             return False, "setting petals_enabled names others"
         if self.yaml.enabled is not None:
@@ -129,7 +131,7 @@ class Decisions:
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            log.error("what was decided about petals cannot be read", file=str(self._path), error=str(error))
+            log.warning("what was decided about petals cannot be read", file=str(self._path), error=str(error))
 
     def __contains__(self, name: str) -> bool:
         return name in self._made
@@ -138,7 +140,7 @@ class Decisions:
         return self._made[name]
 
     def make(self, name: str, *, runs: bool) -> None:
-        """Decide, and keep it. Blocks. Raises ChoicesError when it cannot be kept; it holds until the next start then."""
+        """Decide, and keep it. Blocks. Raises ChoicesError when it cannot be kept: it holds until the next start."""
         self._made[name] = runs
         part = self._path.with_name(f"{self._path.name}.part")
         try:

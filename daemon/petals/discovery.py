@@ -17,6 +17,9 @@ from petalbus.petals.base import Petal
 GROUP: Final = "petal.plugins"
 """The entry points of petals."""
 
+PATHS: Final = "setting petals_paths"
+"""The origin of petals whose classes a setting names."""
+
 _OURS: Final = "petalbus"
 
 
@@ -49,7 +52,7 @@ def find(paths: Iterable[str] = (), named: Mapping[str, str] | None = None) -> d
         found[name] = Found(name, target, "proxies.yaml")
     for path in paths:
         name = path.strip().rpartition(":")[2] or path
-        found[name] = Found(name, path.strip(), "setting petals_paths")
+        found[name] = Found(name, path.strip(), PATHS)
     return found
 
 

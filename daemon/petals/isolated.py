@@ -90,7 +90,7 @@ class Isolated:
         )
         try:
             needs = await self._life.prepare()
-        except Exception as error:  # whatever its constructor raises is told, and ends this process
+        except Exception as error:  # noqa: BLE001  # whatever its constructor raises is told, and ends this process
             self._complain(error, kind="load" if isinstance(error, LoadFailed) else "start")
             return False
         self._surroundings.watch_organization(self._life.organization_changed)
@@ -110,7 +110,7 @@ class Isolated:
                 )
             )
             await self._life.start()
-        except Exception as error:  # told to the daemon, which decides
+        except Exception as error:  # noqa: BLE001  # told to the daemon, which decides
             self._complain(error, kind="start")
             return
         self._breaking = asyncio.create_task(self._await_break(), name="petal-breaking")

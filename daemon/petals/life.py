@@ -146,7 +146,7 @@ class InDaemon:
             self._mounted = False
             await self._mounts.unmount(self.name, state=state)
 
-    def _ended(self, ok: bool) -> None:  # noqa: FBT001  # the host calls it with what happened
+    def _ended(self, *, ok: bool) -> None:
         if self._breaker.note(ok=ok):
             self.why = f"{self._failures} runs of its handlers failed one after the other"
             self.broken.set()

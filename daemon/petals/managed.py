@@ -155,7 +155,7 @@ class Managed:
         while True:
             try:
                 await self._live()
-            except Exception as error:  # whatever a petal raises ends this life of it and nothing else
+            except Exception as error:  # noqa: BLE001  # whatever a petal raises ends this life of it and nothing else
                 pause = self._budget.failed(time.monotonic())
                 if isinstance(error, LoadFailed):
                     pause = None  # the same files would fail the same way
@@ -217,7 +217,7 @@ class Managed:
             async with asyncio.timeout(STOP_SECONDS):
                 await life.stop()
         except TimeoutError:
-            log.error("a petal does not stop in time and is left", petal=self.name, seconds=STOP_SECONDS)
+            log.warning("a petal does not stop in time and is left", petal=self.name, seconds=STOP_SECONDS)
         except Exception:
             log.exception("a petal failed while it stopped", petal=self.name)
 

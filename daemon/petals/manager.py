@@ -11,7 +11,7 @@ import structlog
 
 from petalbus.daemon.petals.budget import Limits
 from petalbus.daemon.petals.choices import Choices, Decisions, Yaml, read_yaml, words
-from petalbus.daemon.petals.discovery import Found, find, unload
+from petalbus.daemon.petals.discovery import PATHS, Found, find, unload
 from petalbus.daemon.petals.errors import ChoicesError, UnknownPetal
 from petalbus.daemon.petals.life import InDaemon, Life
 from petalbus.daemon.petals.managed import Managed, PetalState
@@ -36,7 +36,9 @@ log: Final = structlog.get_logger(__name__)
 class Connect(Protocol):
     """Makes a client of the bus for an app; more keywords are options of it."""
 
-    def __call__(self, app: str, **options: Any) -> Bus: ...
+    def __call__(self, app: str, **options: Any) -> Bus:
+        """A client that is not started yet."""
+        ...
 
 
 class PetalManager:
@@ -203,7 +205,8 @@ class PetalManager:
         return InProcess(found, configuration, socket=place, mounts=self._mounts)
 
     def _runs(self, petal: Managed) -> tuple[bool, str]:
-        return self._choices.runs(petal.names, shipped=petal.found.shipped)
+        named = petal.found.origin == PATHS
+        return self._choices.runs(petal.names, shipped=petal.found.shipped, named=named)
 
     def _owner(self, name: str, claimant: Managed) -> str | None:
         alive = (PetalState.RUNNING, PetalState.WAITING)
@@ -241,8 +244,8 @@ class PetalManager:
         try:
             async with asyncio.timeout(_FIRST_SECONDS):
                 await asyncio.sleep(0)
-                while any(petal.state in busy or petal.is_beginning for petal in petals):
-                    await asyncio.sleep(0.02)  # they tell nobody in particular
+                while any(petal.state in busy or petal.is_beginning for petal in petals):  # noqa: ASYNC110  # bounded, seldom
+                    await asyncio.sleep(0.02)
         except TimeoutError:
             log.warning("petals take long to start", petals=[p.name for p in petals if p.state in busy])
 

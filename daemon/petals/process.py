@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -140,7 +140,7 @@ class InProcess:
             try:
                 told = await read(reader)
             except ValueError as error:
-                log.error("a petal's process talks nonsense and is ended", petal=self.name, error=str(error))
+                log.warning("a petal's process talks nonsense and is ended", petal=self.name, error=str(error))
                 told = None
             if told is None:
                 break
@@ -172,7 +172,8 @@ class InProcess:
             log.info(line.decode(errors="replace").rstrip(), petal=self.name)
 
     async def _end(self, child: asyncio.subprocess.Process) -> None:
-        for stop in (lambda: None, child.terminate, child.kill):
+        stops: tuple[Callable[[], object], ...] = (lambda: None, child.terminate, child.kill)
+        for stop in stops:
             with contextlib.suppress(ProcessLookupError):
                 stop()
             with contextlib.suppress(TimeoutError):

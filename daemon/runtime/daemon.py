@@ -1,8 +1,8 @@
 """The daemon: what `petalbus up` runs, from taking the data directory to giving it back.
 
 Up:    lock -> server -> simulated vehicle -> bus (app "petalbus") -> services -> MAVLink handler -> port -> bus.json
-       -> ready -> HTTP
-Down:  bus.json -> HTTP -> MAVLink handler -> simulated vehicle -> services -> bus -> server -> lock
+       -> ready -> HTTP, petals
+Down:  bus.json -> HTTP -> petals -> MAVLink handler -> simulated vehicle -> services -> bus -> server -> lock
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Daemon:
         if endpoint is not None:
             supervisor.start("mavlink", mavlink_part(self._connect, settings, endpoint), stops=0)
         await self._start_http(supervisor)
-        supervisor.start("petals", self._run_petals, stops=-2)
+        supervisor.start("petals", self._run_petals, stops=-1)
         pid = self._server.pid if self._server is not None else None
         self._running = announce(
             self._paths, url=self._url, bus=settings.bus, server_pid=pid, durability=bus.durability
@@ -178,7 +178,7 @@ class Daemon:
             return
         with contextlib.suppress(OSError):  # the part says why, and tries again
             await self.http.take_port()
-        supervisor.start("http", self.http.run, stops=-1)
+        supervisor.start("http", self.http.run, stops=-2)
 
     async def _http_answers(self, url: str | None) -> None:
         """Say in bus.json where HTTP answers now; not any more when we are stopping, and the file is withdrawn."""

@@ -27,7 +27,7 @@ MAX_WAITING: Final = 20_000
 """Messages that wait to be stored; beyond that the oldest goes, and is told."""
 
 BATCH: Final = 256
-_PRIVATE: Final = ("__key", "__sentinel__", "channel:")
+_PRIVATE: Final = (b"__key", b"__sentinel__", b"channel:")
 """What the server says of its keys, of itself, and the notices of plain queues."""
 
 _COMPLAIN_EVERY: Final = 10.0
@@ -87,7 +87,7 @@ class PubSubBridge:
                 fits = channels.matching(self._patterns, message.decode("utf-8", "replace"))
                 self._marked = (message, len(fits))
             return
-        if channel.startswith(prefix) or channel.startswith(tuple(word.encode() for word in _PRIVATE)):
+        if channel.startswith((prefix, *_PRIVATE)):
             return  # the bus's own channels, and those of others that are no messages
         if self._marked is not None and self._marked[0] == channel and self._marked[1] > 0:
             # one for each of our patterns that it fits: then the next one is another message

@@ -1,7 +1,7 @@
 """The proxies of one process, by the names that petals know, each made by its own package.
 
-The mapping that petals get is live: a proxy that appears later is found in it. A package that this installation does not
-have, or that fails, leaves its proxy out, with the reason.
+The mapping that petals get is live: a proxy that appears later is found in it. A package that this installation does
+not have, or that fails, leaves its proxy out, with the reason.
 """
 
 from __future__ import annotations

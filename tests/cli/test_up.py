@@ -128,7 +128,7 @@ def test_sigterm_stops_everything_in_order_and_leaves_no_process(buses: Buses, c
     assert [event["event"] for event in told] == ["ready", "stopping", "stopped"]
     assert told[1]["signal"] == "SIGTERM"
     stopped = [line["part"] for line in daemon.log if line.get("event") == "stopped"]
-    assert stopped == ["http", "mavlink", "sim", "ingest", "janitor", "plain-keys"]
+    assert stopped == ["http", "petals", "mavlink", "sim", "ingest", "janitor", "plain-keys", "pubsub"]
     assert gone(sim)
     assert gone(ready["server_pid"])
     nothing_left(daemon.data)

@@ -44,7 +44,7 @@ class KeyValue(BaseProxy):
 
     async def set(self, key: str, value: Value, ex: int | None = None) -> bool:
         """Set a key, for ``ex`` seconds (for good when not given). True."""
-        if ex is not None and (not isinstance(ex, int) or ex <= 0):
+        if ex is not None and ex <= 0:
             raise ValueError(f"set {key!r}: ex={ex!r} s; it must be a whole number above 0")
         more = () if ex is None else ("EX", ex)
         return bool(await self._writing("SET", key, _checked(key, value), *more) == b"OK")

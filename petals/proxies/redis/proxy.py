@@ -25,8 +25,8 @@ log = logging.getLogger("RedisProxy")
 class RedisProxy(TwoWayMessages, PubSub, KeyValue):
     """Keys, channels and messages between applications. ``async with RedisProxy(...)`` starts and stops it.
 
-    Where the server is: ``url``, else ``unix_socket_path``, else ``host`` and ``port``; nothing given: the bus that runs
-    on this machine, found by its data directory. ``app_id``: who we are for other applications, unique among them.
+    Where the server is: ``url``, else ``unix_socket_path``, else ``host`` and ``port``; nothing given: the bus that
+    runs on this machine, found by its data directory. ``app_id``: who we are for other applications, unique among them.
     ``debug`` shows what is sent and received.
     """
 

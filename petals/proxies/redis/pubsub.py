@@ -92,8 +92,8 @@ class PubSub(BaseProxy):
     async def publish(self, channel: str, message: str | bytes) -> int:
         """Record a message and send it to a channel's subscribers; how many there are, ours included.
 
-        0 when nobody listens, and when it could not be published (that is logged). Callbacks run later. Raises ValueError
-        for a channel without a name, RecordInvalid for more than 1 MiB.
+        0 when nobody listens, and when it could not be published (that is logged). Callbacks run later. Raises
+        ValueError for a channel without a name, RecordInvalid for more than 1 MiB.
         """
         name, body = _checked(channel), message.encode() if isinstance(message, str) else bytes(message)
         if len(body) > MAX_PAYLOAD_BYTES:
@@ -310,7 +310,7 @@ class PubSub(BaseProxy):
         """The client of the bus, where it is open."""
 
 
-def _checked(channel: str) -> str:
+def _checked(channel: object) -> str:
     if not isinstance(channel, str) or not channel or len(channel) > MAX_CHANNEL:
         raise ValueError(f"{channel!r} is no channel: it must be text of 1 to {MAX_CHANNEL} characters")
     return channel
