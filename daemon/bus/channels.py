@@ -76,25 +76,46 @@ def glob(pattern: str) -> re.Pattern[str]:
     made, at = "", 0
     while at < len(pattern):
         letter = pattern[at]
-        end = pattern.find("]", at + 1)
-        if letter == "*":
-            made += ".*"
-        elif letter == "?":
-            made += "."
-        elif letter == "[" and end > 0:
-            inside = pattern[at + 1 : end]
-            negated = inside.startswith("^")
-            body = inside[1:] if negated else inside
-            letters = "".join(one if one == "-" else re.escape(one) for one in body)
-            made += f"[{'^' if negated else ''}{letters}]" if letters else "(?!)"
-            at = end
-        elif letter == "\\" and at + 1 < len(pattern):
+        if letter == "[":
+            at, piece = _class(pattern, at + 1)
+            made += piece
+            continue
+        if letter == "\\" and at + 1 < len(pattern):
             at += 1
-            made += re.escape(pattern[at])
+            letter = re.escape(pattern[at])
+        elif letter == "*":
+            letter = ".*"
+        elif letter == "?":
+            letter = "."
         else:
-            made += re.escape(letter)
+            letter = re.escape(letter)
+        made += letter
         at += 1
     return re.compile(made, re.DOTALL)
+
+
+def _class(pattern: str, at: int) -> tuple[int, str]:
+    """What stands between brackets, from after the first one: where it ends, and the same as an expression.
+
+    As the server has it: an empty class fits nothing, a negated empty one anything, and the last bracket may lack.
+    """
+    negated = pattern[at : at + 1] == "^"
+    at += negated
+    parts = []
+    while at < len(pattern) and pattern[at] != "]":
+        if pattern[at] == "\\" and at + 1 < len(pattern):
+            at += 1
+            parts.append(re.escape(pattern[at]))
+        elif pattern[at + 1 : at + 2] == "-" and at + 2 < len(pattern):
+            low, high = sorted((pattern[at], pattern[at + 2]))
+            parts.append(f"{re.escape(low)}-{re.escape(high)}")
+            at += 2
+        else:
+            parts.append(re.escape(pattern[at]))
+        at += 1
+    if not parts:
+        return at + 1, "." if negated else "(?!)"
+    return at + 1, f"[{'^' if negated else ''}{''.join(parts)}]"
 
 
 def matching(patterns: Iterable[str], channel: str) -> list[str]:

@@ -185,10 +185,10 @@ class PubSub(BaseProxy):
         if self._loop is None or not gone:
             registered.done.set_result(None)
         else:
-            self._call_at_home(self._end, gone, registered)
+            self._call_at_home(self._work, self._end(gone), registered)
         return registered
 
-    def _end(self, gone: list[Subscriber], registered: Registered) -> None:
+    async def _end(self, gone: list[Subscriber]) -> None:
         for one in gone:
             one.stop()
         if self._ears is not None:
@@ -198,7 +198,7 @@ class PubSub(BaseProxy):
                 channels={one.name for one in gone if not one.pattern} - channels_left,
                 patterns={one.name for one in gone if one.pattern} - patterns_left,
             )
-        registered.done.set_result(None)
+            await self._ears.settled(_SETTLE_SECONDS)
 
     def _work(self, work: Any, registered: Registered) -> None:
         task = asyncio.get_running_loop().create_task(work, name="redis-subscribe")
@@ -210,7 +210,7 @@ class PubSub(BaseProxy):
         if task.cancelled():
             registered.done.cancel()
         elif (error := task.exception()) is not None:
-            log.warning("a subscription is made when the server is back: %s", error)
+            log.warning("a change of subscriptions takes effect when the server is back: %s", error)
             registered.done.set_exception(error)
         else:
             registered.done.set_result(None)
@@ -283,10 +283,13 @@ class PubSub(BaseProxy):
             assert self._ears is not None
             self._marked = (message, self._ears.copies(message.decode("utf-8", "replace")))
             return
-        marked, copies = self._marked
-        if marked == channel and copies > 0:
-            self._marked = (marked, copies - 1)  # recorded by its publisher; it comes once for each way we hear it
+        seen, copies = self._marked
+        if seen == channel and copies > 0:
+            self._marked = (seen, copies - 1)  # once for each way in which we hear it; recorded, or taken already
             return
+        # Copies of one message come one right after the other.
+        assert self._ears is not None
+        self._marked = (channel, self._ears.copies(channel.decode("utf-8", "replace")) - 1)
         work = self._deliver_unless_bridged(bus, channel, message)
         task = asyncio.get_running_loop().create_task(work, name="redis-foreign")
         self._working.add(task)
