@@ -51,7 +51,9 @@ def find(paths: Iterable[str] = (), named: Mapping[str, str] | None = None) -> d
     for name, target in (named or {}).items():
         found[name] = Found(name, target, "proxies.yaml")
     for path in paths:
-        name = path.strip().rpartition(":")[2] or path
+        module, _, name = path.strip().rpartition(":")
+        if not name or name in found:
+            name = f"{module}.{name}"
         found[name] = Found(name, path.strip(), PATHS)
     return found
 

@@ -66,8 +66,10 @@ class Managed:
         self.blocks = 0
         """Times that it held up the loop."""
 
-        self.claimed: Callable[[str], str | None] = lambda _name: None
-        """Asked with the petal's own name before it starts: who has it already."""
+        self.claim: Callable[[str], str | None] = lambda _name: None
+        """Called with the petal's own name before it starts: who has it already. It is given back by ``release``."""
+
+        self.release: Callable[[], None] = lambda: None
 
         self._make = make
         self._missing = missing
@@ -172,7 +174,7 @@ class Managed:
             async with asyncio.timeout(START_SECONDS):
                 needs = await life.prepare()
             self.name, self.version = life.name, life.version
-            if (owner := self.claimed(life.name)) is not None:
+            if (owner := self.claim(life.name)) is not None:
                 raise LoadFailed(f"the name {life.name!r} belongs to another petal already ({owner})")
             await self._start(life, needs)
             self.trace = ""
@@ -185,6 +187,7 @@ class Managed:
                 self._set(PetalState.STOPPING, self.reason)
             await self._stop(life)
             self._life = None
+            self.release()
 
     async def _start(self, life: Life, needs: tuple[str, ...]) -> None:
         while True:

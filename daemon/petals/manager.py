@@ -65,6 +65,7 @@ class PetalManager:
         self._limits = Limits(restarts=self._setting("petals_restarts", 5))
         self._choices = Choices(settings, Yaml(), Decisions(data / DECISIONS))
         self._petals: dict[str, Managed] = {}
+        self._claims: dict[str, Managed] = {}
         self._packages: dict[str, list[str]] = {}
         self._watchdog = Watchdog(self._packages, self._blocked)
         self._acting = asyncio.Lock()
@@ -166,7 +167,8 @@ class PetalManager:
             limits=self._limits,
             isolation=isolation,
         )
-        petal.claimed = lambda name: self._owner(name, petal)
+        petal.claim = lambda name: self._claim(name, petal)
+        petal.release = lambda: self._release(petal)
         return petal
 
     def _life(self, petal: Managed) -> Life:
@@ -208,12 +210,14 @@ class PetalManager:
         named = petal.found.origin == PATHS
         return self._choices.runs(petal.names, shipped=petal.found.shipped, named=named)
 
-    def _owner(self, name: str, claimant: Managed) -> str | None:
-        alive = (PetalState.RUNNING, PetalState.WAITING)
-        for petal in self._petals.values():
-            if petal is not claimant and petal.name == name and petal.state in alive:
-                return petal.found.target
-        return None
+    def _claim(self, name: str, claimant: Managed) -> str | None:
+        """Take a name for a petal; whose it is, where another one has it."""
+        owner = self._claims.setdefault(name, claimant)
+        return None if owner is claimant else owner.found.target
+
+    def _release(self, claimant: Managed) -> None:
+        for name in [name for name, owner in self._claims.items() if owner is claimant]:
+            del self._claims[name]
 
     def _missing(self, names: tuple[str, ...]) -> dict[str, str]:
         return self._surroundings.proxies.missing(names)
