@@ -1,6 +1,6 @@
 """The settings of a bus: what they are, where each one came from, and a message that says which one is wrong.
 
-    command line  >  environment PETALBUS_<NAME>  >  <data>/petalbus.toml (or --config FILE)  >  default
+    command line  >  environment PETALBUS_<NAME>  >  .env  >  <data>/petalbus.toml (or --config FILE)  >  default
 
 One name everywhere: ``mavlink_endpoint`` is ``PETALBUS_MAVLINK_ENDPOINT`` in the environment and ``--set
 mavlink_endpoint=...`` on the command line; in the file it may also be written as ``endpoint`` in a table ``[mavlink]``.
@@ -20,6 +20,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from petalbus.daemon.bus.url import parse
+from petalbus.daemon.config_older import FILE_VARIABLE, env_file, read_env_file, read_older
 from petalbus.daemon.paths import DataPaths
 from petalbus.daemon.server.config import MIN_MEMORY_MB
 from petalbus.daemon.server.probe import without_password
@@ -29,7 +30,7 @@ PREFIX: Final = "PETALBUS_"
 FILE_NAME: Final = "petalbus.toml"
 _NOT_IN_FILE: Final = ("data", "config")
 _TABLES: Final = ("keep", "ingest", "http", "petals", "bridge", "localdb", "cloud", "s3", "mavlink", "sim")
-_NOT_SETTINGS: Final = frozenset({"PETALBUS_TRACEBACK"})
+_NOT_SETTINGS: Final = frozenset({"PETALBUS_TRACEBACK", FILE_VARIABLE})
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -250,9 +251,10 @@ def load(given: Mapping[str, Any], *, environment: Mapping[str, str] | None = No
     values: dict[str, Any] = {}
     origins = dict.fromkeys(NAMES, "default")
     _take(values, origins, line, lambda _name: "command line")
-    _take(values, origins, _from_environment(words), lambda name: f"environment {PREFIX}{name.upper()}")
+    _take_words(values, origins, words, "environment {}")
     if "data" not in values:
         values["data"] = DataPaths.of().root
+    _take_env_file(values, origins, words)
     path = Path(values.get("config") or Path(values["data"], FILE_NAME)).expanduser()
     _take(values, origins, _from_file(path, must_exist="config" in values), lambda _name: f"file {path}")
     try:
@@ -303,6 +305,25 @@ def _take(
         if name not in values:
             values[name] = value
             origins[name] = origin(name)
+
+
+def _take_words(values: dict[str, Any], origins: dict[str, str], words: Mapping[str, str], origin: str) -> None:
+    """Our names first, then those of existing installations."""
+    _take(values, origins, _from_environment(words), lambda name: origin.format(PREFIX + name.upper()))
+    try:
+        for older in read_older(words):
+            _take(values, origins, {older.name: older.value}, lambda _name, said=older: origin.format(said.variable))  # type: ignore[misc]  # bound at once
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _take_env_file(values: dict[str, Any], origins: dict[str, str], words: Mapping[str, str]) -> None:
+    try:
+        path = env_file(words, Path(values["data"]), Path.cwd())
+        if path is not None:
+            _take_words(values, origins, read_env_file(path), f"file {path} ({{}})")
+    except (OSError, ValueError) as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f".env file: {error}") from None
 
 
 def _from_environment(words: Mapping[str, str]) -> dict[str, Any]:

@@ -1,0 +1,3 @@
+"""See `petalbus.petals.config`."""
+
+from petalbus.petals.config import Config as Config
