@@ -16,7 +16,7 @@ import pytest
 
 from support.procs import ROOT
 
-FOLDER = Path(os.environ.get("PETALBUS_SPEC") or ROOT.parent / "shared" / "spec")
+FOLDER = Path(os.environ.get("SPECIFICATION_FOLDER") or ROOT.parent / "shared" / "spec")
 PROXIES = "using-proxies.rst"
 TWO_WAY = "redis-two-way-communication.md"
 MQTT = "mqtt-integration.md"

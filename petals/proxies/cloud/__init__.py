@@ -1,21 +1,24 @@
-"""Tables in the cloud: the name that petals annotate with. This version brings no such proxy."""
+"""Tables in the cloud, for petals."""
 
 from __future__ import annotations
 
-from petalbus.petals.proxies.base import BaseProxy
-from petalbus.petals.proxies.errors import ProxyError
+from typing import TYPE_CHECKING
+
+from petalbus.petals.proxies.cloud.proxy import CloudDBProxy
+
+if TYPE_CHECKING:
+    from petalbus.petals.proxies.context import ProxyContext
+
+__all__ = ["CloudDBProxy", "make"]
 
 
-class CloudDBProxy(BaseProxy):
-    """For annotations. Making one raises ProxyError."""
-
-    kind = "cloud"
-
-    def __init__(self, *_arguments: object, **_named: object) -> None:
-        raise ProxyError("this version of PetalBus has no cloud proxy yet")
-
-    async def start(self) -> None:
-        """Never called."""
-
-    async def stop(self) -> None:
-        """Never called."""
+def make(context: ProxyContext) -> CloudDBProxy:
+    """The proxy of one process of petals."""
+    return CloudDBProxy(
+        context.setting("access_token_url", ""),
+        context.setting("cloud_endpoint", ""),
+        context.setting("session_token_url"),
+        context.setting("s3_bucket_name"),
+        machine_id=context.setting("machine_id"),
+        organization=context.organization,
+    )

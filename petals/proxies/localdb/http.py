@@ -73,6 +73,10 @@ class HttpItems(ItemStore):
         self._client: httpx.AsyncClient | None = None
         self._making = asyncio.Lock()
 
+    def _auth(self, _library: Any) -> httpx.Auth | None:
+        """How requests say who asks; the service on the vehicle does not want to know."""
+        return None
+
     async def close(self) -> None:
         """Close the connections."""
         client, self._client = self._client, None
@@ -164,6 +168,7 @@ class HttpItems(ItemStore):
                     timeout=timeout,
                     trust_env=False,
                     headers={"Content-Type": "application/json"},
+                    auth=self._auth(library),
                 )
             assert self._client is not None
             return self._client
