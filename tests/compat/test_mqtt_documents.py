@@ -204,3 +204,39 @@ async def test_error_handling_of_the_older_document(world: World, caplog: pytest
     with caplog.at_level(logging.ERROR):
         await spec.run(code, mqtt_proxy=world.proxy, topic="a/b", payload={"x": "y" * 200_000}, callback=callback)
     assert "MQTT error" in caplog.text
+
+
+async def test_the_older_documents_command_handler(world: World) -> None:
+    """S-186, S-187, S-188: get_status and restart, answered with the response topic as first argument."""
+    restarts: list[bool] = []
+    code = spec.block(MQTT, "async def custom_command_handler")
+    names = {
+        "mqtt_proxy": world.proxy,
+        "get_uptime": lambda: 42,
+        "schedule_restart": lambda: restarts.append(True),
+    }
+    handler = (await spec.run(code, **names))["custom_command_handler"]
+    for command, wanted in (
+        ("get_status", {"status": "operational", "uptime": 42, "version": "1.0.0"}),
+        ("restart", {"status": "restarting"}),
+    ):
+        await handler(f"{BASE}/command", {"command": command, "messageId": command})
+        told = await world.next()
+        assert told["topic"] == f"{BASE}/response"
+        assert told["payload"]["messageId"] == command
+        assert wanted.items() <= told["payload"].items()
+    assert restarts == [True]
+
+
+async def test_the_older_documents_telemetry(world: World) -> None:
+    """S-183, S-189: the documented payload goes out on the device's telemetry topic."""
+    code = spec.block(MQTT, "async def publish_telemetry():").replace(
+        "asyncio.create_task(publish_telemetry_periodically())", "await publish_telemetry()"
+    )
+    words = "temperature humidity pressure cpu_usage memory_usage battery_level latitude longitude altitude"
+    measured = {f"get_{name}": (lambda value=number: value) for number, name in enumerate(words.split())}
+    await spec.run(code, mqtt_proxy=world.proxy, org_id="ORG1", device_id="Instance-m1", **measured)
+    told = await world.next()
+    assert told["topic"] == f"{BASE}/telemetry"
+    assert told["payload"]["system"] == {"cpu_usage": 3, "memory_usage": 4, "battery_level": 5}
+    assert set(told["payload"]["location"]) == {"latitude", "longitude", "altitude"}
