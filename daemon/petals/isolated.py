@@ -27,6 +27,7 @@ from petalbus.daemon.petals.surroundings import Surroundings
 from petalbus.daemon.petals.watchdog import Watchdog
 from petalbus.daemon.petals.wire import FD_VARIABLE, MAX_LINE, read, write
 from petalbus.petals.hosting import PetalNotStarted
+from petalbus.schemas.convert.names import bus_app
 
 READY_SECONDS = 10.0
 
@@ -72,7 +73,7 @@ class Isolated:
         self._surroundings = Surroundings(
             url=told["url"],
             bus=told["bus"],
-            app=f"petal-app-manager.{told['name']}",
+            app=bus_app(f"petal-app-manager.{told['name']}"),
             data=Path(told["data"]),
             settings=settings,
         )

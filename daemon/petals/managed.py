@@ -24,7 +24,7 @@ from petalbus.daemon.runtime.supervisor import explained
 from petalbus.petals.hosting import PetalNotStarted
 
 START_SECONDS: Final = 60.0
-STOP_SECONDS: Final = 10.0
+STOP_SECONDS: Final = 9.0
 _MAX_TRACE: Final = 8_000
 _LOOK_SECONDS: Final = 1.0
 

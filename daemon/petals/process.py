@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from petalbus.daemon.http.mounts import PetalMounts
 
 MODULE: Final = "petalbus.daemon.petals.isolated"
-_TERMINATE_SECONDS: Final = 2.0
+_TERMINATE_SECONDS: Final = 1.0
 _ANSWER_SECONDS: Final = 5.0
 
 log: Final = structlog.get_logger(__name__)
@@ -93,18 +93,22 @@ class InProcess:
             self._mounted = False
             await self._mounts.unmount(self.name, state="stopped")
         child = self._child
-        if child is not None and child.returncode is None:
-            self._running = False
-            self._say("stop")
-            with contextlib.suppress(TimeoutError, ProcessEnded, PetalNotStarted, LoadFailed):
-                async with asyncio.timeout(_ANSWER_SECONDS):
-                    await self._answer("stopped")
-            await self._end(child)
-        for task in self._tasks:
-            task.cancel()
+        try:
+            if child is not None and child.returncode is None:
+                self._running = False
+                self._say("stop")
+                with contextlib.suppress(TimeoutError, ProcessEnded, PetalNotStarted, LoadFailed):
+                    async with asyncio.timeout(_ANSWER_SECONDS):
+                        await self._answer("stopped")
+                await self._end(child)
+        finally:
+            if child is not None and child.returncode is None:
+                child.kill()  # we were told not to wait any longer
+            for task in self._tasks:
+                task.cancel()
+            if self._writer is not None:
+                self._writer.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._writer is not None:
-            self._writer.close()
         await asyncio.to_thread(self._socket.unlink, missing_ok=True)
 
     async def organization_changed(self) -> None:
