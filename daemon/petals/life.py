@@ -74,7 +74,7 @@ class InDaemon:
         self._breaker = Breaker(failures)
         self._failures = failures
         self._options = HostOptions(
-            needs=needs, templates=_templates, routes=self._serve, timeout=timeout, ended=self._ended
+            needs=needs, templates=self._templates, routes=self._serve, timeout=timeout, ended=self._ended
         )
         self._host: PetalHost[Petal] | None = None
         self._mounted = False
@@ -141,6 +141,12 @@ class InDaemon:
         for problem in problems:
             log.warning("a route of a petal cannot be served", petal=petal.name, problem=problem)
 
+    def _templates(self, petal: Petal) -> Mapping[str, Any]:
+        from petalbus.daemon.http.files import templates_of  # noqa: PLC0415  # in a thread: jinja2 and FastAPI come with it
+
+        root = self._mounts.options.root if self._mounts is not None else None
+        return templates_of(petal, root=root)
+
     async def _unmount(self, state: str) -> None:
         if self._mounts is not None and self._mounted:
             self._mounted = False
@@ -170,9 +176,3 @@ def _of(task: asyncio.Task[Any], package: str) -> bool:
     frame = getattr(coroutine, "cr_frame", None)
     module = frame.f_globals.get("__name__", "") if frame is not None else ""
     return bool(package) and (module == package or module.startswith(f"{package}."))
-
-
-def _templates(petal: Petal) -> Mapping[str, Any]:
-    from petalbus.daemon.http.files import templates_of  # noqa: PLC0415  # in a thread: jinja2 and FastAPI come with it
-
-    return templates_of(petal)

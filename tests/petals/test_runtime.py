@@ -427,3 +427,21 @@ async def test_it_answers_on_the_bus(place: Place, server: RealServer, bus_name:
             with pytest.raises(ReplyError) as refused:
                 await ask(data)
             assert refused.value.error_code == code
+
+
+async def test_templates_come_before_startup(place: Place) -> None:
+    """From the folder beside the petal's module, under the name ``default``."""
+    (place.folder / "pages").mkdir()
+    (place.folder / "pages" / "hello.html").write_text("Hello {{ name }}")
+    place.petal(
+        "paged",
+        """
+        SEEN = []
+        class P(Petal):
+            name, template_dir = "paged", "pages"
+            def startup(self): SEEN.append(self.templates["default"].get_template("hello.html").render(name="<b>"))
+        """,
+    )
+    await place.start()
+    await place.until("paged", "running")
+    assert sys.modules["paged"].SEEN == ["Hello &lt;b&gt;"]
