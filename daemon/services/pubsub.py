@@ -43,6 +43,7 @@ class PubSubBridge:
         self._arrived = asyncio.Event()
         self._marked: tuple[bytes, int] | None = None
         self._away_since: float | None = None
+        self._telling: asyncio.Task[None] | None = None
         self._complained = float("-inf")
         self.recorded = 0
         self.own = 0
@@ -55,7 +56,7 @@ class PubSubBridge:
         if not self._patterns:
             await asyncio.Event().wait()
         keys = self._bus.keys
-        await self._bus.call("HSET", channels.description(keys), "patterns", "\n".join(self._patterns))
+        await self._describe()
         listener = channels.Listener(
             self._bus, "pubsub-bridge", heard=self._heard, live=self._live, lost=self._note_break
         )
@@ -67,7 +68,13 @@ class PubSubBridge:
                 self._arrived.clear()
                 await self._store()
         finally:
+            if self._telling is not None:
+                self._telling.cancel()
             await listener.close()
+
+    async def _describe(self) -> None:
+        """Who publishes must know which channels we count among the subscribers of."""
+        await self._bus.call("HSET", channels.description(self._bus.keys), "patterns", "\n".join(self._patterns))
 
     def statistics(self) -> dict[str, Any]:
         """Messages recorded, those that had a record already, refused and lost ones, and breaks of the connection."""
@@ -129,8 +136,7 @@ class PubSubBridge:
         if since is not None:
             seconds = time.monotonic() - since
             log.warning("channels were not heard for %.1f s: foreign messages of that time have no record", seconds)
-            task = asyncio.get_running_loop().create_task(self._tell_break(seconds), name="pubsub-bridge-break")
-            self._telling = task
+            self._telling = asyncio.create_task(self._tell_break(seconds), name="pubsub-bridge-break")
 
     def _note_break(self) -> None:
         self.breaks += 1
@@ -141,6 +147,7 @@ class PubSubBridge:
     async def _tell_break(self, seconds: float) -> None:
         data = {"stream": self._bus.keys.topic(channels.TOPIC), "reason": "the bridge was away", "seconds": seconds}
         try:
+            await self._describe()  # the server may have lost its last seconds
             await self._bus.publish("bus.loss", "bus.loss", data)
         except BusError as error:
             log.warning("that the bridge was away could not be recorded: %s", error)

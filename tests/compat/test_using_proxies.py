@@ -21,6 +21,8 @@ from petalbus.petals.proxies.redis import RedisProxy
 
 from . import spec
 from .spec import PROXIES
+from support.mavlink_rig import rig
+from support.procs import Children
 from support.s3_world import RealS3, TokenService
 from support.servers import RealServer
 
@@ -46,13 +48,18 @@ async def started(petal: type, proxies: dict[str, BaseProxy], server: RealServer
     return host.petal
 
 
-async def test_the_basic_pattern(redis: RedisProxy, server: RealServer, bus_name: str, tmp_path: Path) -> None:
-    """S-002, S-012, S-013, S-014, S-016: a petal declares redis, is given it, writes and reads."""
-    code = spec.block(PROXIES, "async def your_method").replace('["redis", "ext_mavlink"]', '["redis"]')
-    petal = await started(spec.load(code, tmp_path).YourPetal, {"redis": redis}, server, bus_name)
-    await petal.your_method()
-    assert await redis.get("key") == "value"
-    await petal.host.stop()
+async def test_the_basic_pattern(
+    redis: RedisProxy, server: RealServer, bus_name: str, children: Children, tmp_path: Path
+) -> None:
+    """S-002, S-012, S-013, S-014, S-016: a petal declares redis and the vehicle, is given both, writes and reads."""
+    sample = spec.load(spec.block(PROXIES, "async def your_method"), tmp_path).YourPetal
+    async with rig(server, bus_name) as made:
+        await made.sim(children)
+        proxies: dict[str, BaseProxy] = {"redis": redis, "ext_mavlink": await made.proxy()}
+        petal = await started(sample, proxies, server, bus_name)
+        await petal.your_method()
+        assert await redis.get("key") == "value"
+        await petal.host.stop()
 
 
 async def test_the_job_manager(redis: RedisProxy, server: RealServer, bus_name: str, tmp_path: Path) -> None:
@@ -149,19 +156,27 @@ async def test_a_missing_proxy_degrades(
 
 
 async def test_health_checks(
-    redis: RedisProxy, server: RealServer, bus_name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    redis: RedisProxy,
+    server: RealServer,
+    bus_name: str,
+    children: Children,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """S-001, S-005, S-081: every required proxy has one, and it is as documented."""
+    """S-001, S-005, S-007, S-015, S-081: every required proxy has one; optional ones may be missing."""
     methods = spec.block(PROXIES, "async def check_proxy_health") + spec.block(PROXIES, "# Always declare required")
     code = "class HealthPetal(Petal):\n" + "\n".join(f"    {line}" for line in methods.split("\n"))
-    code = code.replace('["redis", "ext_mavlink"]', '["redis"]')
-    petal = await started(spec.load(code, tmp_path).HealthPetal, {"redis": redis}, server, bus_name)
-    assert petal.get_optional_proxies() == ["cloud", "bucket"]
-    with caplog.at_level(logging.INFO):
-        await petal.check_proxy_health()
-    assert "redis health" in caplog.text
-    assert "healthy" in caplog.text
-    await petal.host.stop()
+    sample = spec.load(code, tmp_path).HealthPetal
+    async with rig(server, bus_name) as made:
+        await made.sim(children)
+        proxies: dict[str, BaseProxy] = {"redis": redis, "ext_mavlink": await made.proxy()}
+        petal = await started(sample, proxies, server, bus_name)
+        assert petal.get_optional_proxies() == ["cloud", "bucket"]
+        with caplog.at_level(logging.INFO):
+            await petal.check_proxy_health()
+        assert "redis health: {'status': 'healthy'" in caplog.text
+        assert "ext_mavlink health: {'status': 'healthy'" in caplog.text
+        await petal.host.stop()
 
 
 @pytest.fixture
