@@ -45,7 +45,7 @@ def test_it_takes_its_port_before_ready_and_answers_after(buses: Buses, capsys: 
     assert daemon.event("http_ready")["url"] == ready["http"]
     assert running(daemon)["http"] == ready["http"]
     assert get(f"{ready['http']}/health", host="evil.example").status_code == 403
-    assert get(f"{ready['http']}/petals/none/x").json()["petals"] == []
+    assert set(get(f"{ready['http']}/petals/none/x").json()["petals"]) <= {"echo", "vehicle-status"}, "those that ship"
     answer = Cli(daemon.data, capsys).json("request", "petalbus", "status_request", '{"fields": ["parts"]}')
     http = answer["data"]["parts"]["http"]
     assert (http["state"], http["statistics"]["url"]) == ("running", ready["http"])

@@ -194,6 +194,7 @@ def test_the_command_line(daemon: Daemon) -> None:
         assert (again.code, again.out.strip()) == (0, "worker is running")
     unknown = run_process("petals", "restart", "nobody", *data)
     assert unknown.code == 1
-    assert "known petals: neighbour, worker" in unknown.err
+    assert "there is no petal 'nobody'; known petals: " in unknown.err
+    assert "neighbour, " in unknown.err
     assert daemon.stop() == 0
     assert json.dumps(daemon.events[-1]).startswith('{"event": "stopped"')

@@ -262,7 +262,7 @@ async def test_enable_disable_restart_reload(place: Place, ground: Bus) -> None:
     assert (await ground.request("toggle", "v", {}, timeout=5)).data == 1
     assert (await manager.act("toggle", "reload"))["state"] == "running"
     assert (await ground.request("toggle", "v", {}, timeout=5)).data == 22
-    with pytest.raises(UnknownPetal, match="known petals: bystander, toggle"):
+    with pytest.raises(UnknownPetal, match=r"known petals: bystander, .*toggle"):
         await manager.act("nobody", "enable")
     with pytest.raises(ValueError, match="no action"):
         await manager.act("toggle", "explode")
