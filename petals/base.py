@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from petalbus.petals.actions import mqtt_actions
+from petalbus.petals.exits import contained
 from petalbus.petals.heavy import run_heavy
 
 if TYPE_CHECKING:
@@ -152,10 +153,11 @@ class Petal:
         if message.get("waitAck", False):
             await mqtt.send_command_ack(message_id=message_id, service=self.name)
         try:
-            if (self._mqtt_cpu_heavy_commands or {}).get(command, False):
-                await run_heavy(handler, topic, message)
-            else:
-                await handler(topic, message)
+            with contained():
+                if (self._mqtt_cpu_heavy_commands or {}).get(command, False):
+                    await run_heavy(handler, topic, message)
+                else:
+                    await handler(topic, message)
         except Exception as error:
             self.logger.exception("the handler of command %s failed", command)
             if message.get("waitResponse", False):

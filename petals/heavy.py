@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
+from petalbus.petals.exits import contained
+
 MAX_THREADS: Final = 4
 """Handlers that compute at a time, in one process; further ones wait for a thread."""
 
@@ -70,7 +72,8 @@ class _Work:
             if self._cancelled:
                 raise asyncio.CancelledError
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-        return await self._function(*self._args)
+        with contained():
+            return await self._function(*self._args)
 
 
 def _threads() -> ThreadPoolExecutor:

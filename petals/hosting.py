@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from petalbus.daemon.bus.keys import checked_name
 from petalbus.petals.actions import record_actions
 from petalbus.petals.base import Petal
+from petalbus.petals.exits import contained
 from petalbus.petals.records import Ended, register
 
 if TYPE_CHECKING:
@@ -98,26 +99,30 @@ class PetalHost(Generic[P]):
         bus = self._bus = petal._bus = self._connect(petal.name)
         await bus.start()
         try:
-            if self._options.templates is not None and petal.template_dir:
-                petal.inject_templates(await asyncio.to_thread(self._options.templates, petal))
-            await _finish(petal.startup())
-            actions = record_actions(petal)
-            if self._options.routes is not None:
-                await self._options.routes(petal)
-            petal._loop = asyncio.get_running_loop()
-            await self.set_up_mqtt()
-            if (set_up_cloud := getattr(petal, "_setup_cloud", None)) is not None:
-                await _finish(set_up_cloud())
-            await petal.async_startup()
-            for action in actions:
-                register(bus, action, timeout=self._options.timeout, ended=self._options.ended)
-            if actions:
-                await bus.listen()
+            with contained():
+                await self._start(petal, bus)
         except BaseException:
             self._bus = None
             self._forget()
             await bus.close()
             raise
+
+    async def _start(self, petal: P, bus: Bus) -> None:
+        if self._options.templates is not None and petal.template_dir:
+            petal.inject_templates(await asyncio.to_thread(self._options.templates, petal))
+        await _finish(petal.startup())
+        actions = record_actions(petal)
+        if self._options.routes is not None:
+            await self._options.routes(petal)
+        petal._loop = asyncio.get_running_loop()
+        await self.set_up_mqtt()
+        if (set_up_cloud := getattr(petal, "_setup_cloud", None)) is not None:
+            await _finish(set_up_cloud())
+        await petal.async_startup()
+        for action in actions:
+            register(bus, action, timeout=self._options.timeout, ended=self._options.ended)
+        if actions:
+            await bus.listen()
 
     async def stop(self) -> None:
         """Serve the inbox no more, ``async_shutdown``, ``shutdown``, close the client. Raises what the petal raises."""
@@ -126,10 +131,11 @@ class PetalHost(Generic[P]):
             return
         try:
             await bus.stop_listening()
-            try:
-                await _finish(self.petal.async_shutdown())
-            finally:
-                await _finish(self.petal.shutdown())
+            with contained():
+                try:
+                    await _finish(self.petal.async_shutdown())
+                finally:
+                    await _finish(self.petal.shutdown())
         finally:
             self._forget()
             await bus.close()
@@ -145,10 +151,14 @@ class PetalHost(Generic[P]):
             if not (petal.use_mqtt_proxy or named or petal.has_mqtt_actions()):
                 return
             self._mqtt_is_set_up = True
-            if (set_up_topics := getattr(petal, "_setup_mqtt_topics", None)) is not None:
-                await _finish(set_up_topics())
-            if petal.has_mqtt_actions() and petal._mqtt_actions_id is None:
-                await petal._setup_mqtt_actions()
+            with contained():
+                await self._set_up_topics(petal)
+
+    async def _set_up_topics(self, petal: Any) -> None:
+        if (set_up_topics := getattr(petal, "_setup_mqtt_topics", None)) is not None:
+            await _finish(set_up_topics())
+        if petal.has_mqtt_actions() and petal._mqtt_actions_id is None:
+            await petal._setup_mqtt_actions()
 
     def _require(self) -> None:
         missing = tuple(name for name in self.needs if self.petal.get_proxy(name) is None)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from petalbus.daemon.paths import DataDirectoryError, DataPaths
+from petalbus.petals.exits import contained
 from petalbus.petals.machine import THING_PREFIX, find_machine_id, machine_id_that_was_set
 from petalbus.petals.thing import Said, read_thing
 from petalbus.petals.watching import FileWatch
@@ -260,7 +261,8 @@ class _Listener:
     def _call(self) -> Any:
         """Call it with the newest value; what is to be awaited then, or None."""
         try:
-            running = self.callback(self._next.pop())
+            with contained():
+                running = self.callback(self._next.pop())
         except Exception:
             logger.exception("callback %r of the organisation manager failed", self.callback)
             return None
@@ -269,7 +271,8 @@ class _Listener:
     async def _finish(self, running: Any) -> None:
         while running is not None:
             try:
-                await running
+                with contained():
+                    await running
             except Exception:
                 logger.exception("callback %r of the organisation manager failed", self.callback)
             running = self._call() if self._next else None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from petalbus.daemon.bus.errors import HandlerError
 from petalbus.petals.actions import RecordAction
+from petalbus.petals.exits import contained
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
@@ -83,7 +84,8 @@ class Guarded:
                 await stack.enter_async_context(self._turns.of(record))
             try:
                 async with asyncio.timeout(self._seconds) as within:
-                    yield
+                    with contained():
+                        yield
             except HandlerError:
                 self._ended(ok=True)
                 raise

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import inspect
-import threading
 import types
 import typing
 from collections.abc import Callable
@@ -17,6 +15,8 @@ from pydantic import BaseModel
 
 from petalbus.daemon.http import json
 from petalbus.daemon.http.errors import Refused
+from petalbus.daemon.runtime.own_thread import in_own_thread
+from petalbus.petals.exits import contained
 
 
 class Encoded(str):
@@ -64,10 +64,11 @@ class Runner:
         async def call(*args: Any, **kwargs: Any) -> Any:
             try:
                 async with asyncio.timeout(seconds) as within:
-                    if is_async:
-                        result = await function(*args, **kwargs)
-                    else:
-                        result = await self._in_thread(functools.partial(function, *args, **kwargs))
+                    with contained():
+                        if is_async:
+                            result = await function(*args, **kwargs)
+                        else:
+                            result = await self._in_thread(functools.partial(function, *args, **kwargs))
             except TimeoutError:
                 if not within.expired():
                     raise  # the handler's own
@@ -83,43 +84,17 @@ class Runner:
         return call
 
     async def _in_thread(self, call: Callable[[], Any]) -> Any:
-        """Run it in a thread, which goes on when nobody waits for it any more, and counts until it ends.
-
-        Not a thread of a pool: the interpreter's end would wait for one that hangs.
-        """
+        """Run it in a thread, which goes on when nobody waits for it any more, and counts until it ends."""
         if self._threads is None:
             self._threads = asyncio.Semaphore(self._most_threads)
         await self._threads.acquire()
         self.in_threads += 1
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        context = contextvars.copy_context()
+        return await in_own_thread(call, name="petal-http", ended=self._thread_ended)
 
-        def finish(result: Any, error: BaseException | None) -> None:
-            assert self._threads is not None
-            self._threads.release()
-            self.in_threads -= 1
-            if future.done():
-                return
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
-
-        def run() -> None:
-            try:
-                outcome: tuple[Any, BaseException | None] = (context.run(call), None)
-            except StopIteration as error:
-                outcome = (None, RuntimeError(f"the handler raised {error!r}"))
-            except BaseException as error:  # noqa: BLE001  # it is raised again where the result is awaited
-                outcome = (None, error)
-            try:
-                loop.call_soon_threadsafe(finish, *outcome)
-            except RuntimeError:  # the loop is closed: nobody waits
-                return
-
-        threading.Thread(target=run, name="petal-http", daemon=True).start()
-        return await future
+    def _thread_ended(self) -> None:
+        assert self._threads is not None
+        self._threads.release()
+        self.in_threads -= 1
 
 
 def shapeless(annotation: Any) -> bool:

@@ -24,6 +24,7 @@ from petalbus.daemon.http.handlers import Runner, TolerantJSONResponse, shapeles
 from petalbus.daemon.http.options import HttpOptions
 from petalbus.daemon.http.schema import petal_schema
 from petalbus.petals.actions import RouteAction, route_actions
+from petalbus.petals.exits import contained
 
 _OWN_OPTIONS: Final = ("timeout", "max_body", "response_model")
 _FRAMEWORK: Final = ("starlette.", "fastapi.", "petalbus.daemon.http.")
@@ -127,7 +128,8 @@ class PetalApp:
             await send(message)
 
         try:
-            await app(scope, receive, counted)
+            with contained():  # websockets and streams; what handlers raise was answered inside
+                await app(scope, receive, counted)
         except Exception as error:  # noqa: BLE001  # a petal's code raises whatever it likes
             if type(error).__name__ in _DISCONNECTS:
                 return
@@ -145,7 +147,8 @@ class PetalApp:
             await send(message)
 
         try:
-            await app(scope, receive, watched)
+            with contained():
+                await app(scope, receive, watched)
         except Exception as error:  # noqa: BLE001  # as above
             if type(error).__name__ in _DISCONNECTS or isinstance(error, OSError):
                 return

@@ -69,7 +69,7 @@ def load(found: Found) -> type[Petal]:
             value: object = importlib.import_module(module_name)
         for attribute in attributes.partition("[")[0].strip().split("."):
             value = getattr(value, attribute)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LoadFailed(f"{found.target} cannot be imported: {type(error).__name__}: {error}") from error
     if not inspect.isclass(value) or not issubclass(value, Petal):
         raise LoadFailed(f"{found.target} is not a petal: it must be a class that inherits from Petal")

@@ -10,6 +10,9 @@ import structlog
 
 from petalbus.daemon.petals.budget import Breaker
 from petalbus.daemon.petals.discovery import Found, load
+from petalbus.daemon.petals.errors import LoadFailed
+from petalbus.daemon.runtime.own_thread import in_own_thread
+from petalbus.petals.exits import contained
 from petalbus.petals.hosting import HostOptions, PetalHost
 
 if TYPE_CHECKING:
@@ -86,10 +89,15 @@ class InDaemon:
         return self._host.needs if self._host is not None else ()
 
     async def prepare(self) -> tuple[str, ...]:
-        """Import it in a thread, and make it. Raises LoadFailed, TimeoutError, and what its constructor raises."""
-        async with asyncio.timeout(IMPORT_SECONDS):
-            petal = await asyncio.to_thread(load, self._found)
-        self._host = PetalHost(petal, self._proxies, self._connect, options=self._options)
+        """Import it in a thread, and make it. Raises LoadFailed, and what its constructor raises."""
+        try:
+            async with asyncio.timeout(IMPORT_SECONDS):
+                petal = await in_own_thread(lambda: load(self._found), name="petal-import")
+        except TimeoutError:
+            text = f"importing {self._found.target} did not end within {IMPORT_SECONDS:g} s; it may hang for ever"
+            raise LoadFailed(text) from None
+        with contained():
+            self._host = PetalHost(petal, self._proxies, self._connect, options=self._options)
         self.name = self._host.petal.name or self._found.name
         self.version = self._host.petal.version
         return self._host.needs

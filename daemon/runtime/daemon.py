@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-import petalbus
 from petalbus._version import __version__
 from petalbus.daemon.bus.client import Bus
 from petalbus.daemon.bus.options import BusOptions
@@ -31,6 +30,7 @@ from petalbus.daemon.http.part import HttpPart
 from petalbus.daemon.paths import DataPaths
 from petalbus.daemon.petals.control import answer_petals
 from petalbus.daemon.runtime.answers import answer
+from petalbus.daemon.runtime.loop import run_to_its_end
 from petalbus.daemon.runtime.parts import endpoint_of, mavlink_part, simulator_part, vehicle_heard
 from petalbus.daemon.runtime.report import Report
 from petalbus.daemon.runtime.services import SERVICES, prepare, service_part
@@ -60,7 +60,7 @@ log: Final = structlog.get_logger(__name__)
 
 def run(settings: Settings, report: Report) -> None:
     """Run a daemon until SIGINT or SIGTERM. Raises what kept it from starting, or from going on."""
-    petalbus.run(Daemon(settings, report).run())
+    run_to_its_end(Daemon(settings, report).run())
 
 
 class Daemon:

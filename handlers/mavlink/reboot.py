@@ -70,6 +70,7 @@ class Reboot:
         """Do it. Raises NotConnected when no vehicle is there."""
         state = self._vehicle.heard_lately()
         before = _boot_ms(self._vehicle, state)
+        state.quiet = 0.0
         await self._ask(state, before)
         seen, wanted = self.seen, self._wanted
         refused = seen.ack_result not in (None, _ACCEPTED)
@@ -85,7 +86,7 @@ class Reboot:
         await self._tell({"stage": "dropped"})
         if not self._jumped_back(state, before):
             heard = state.heard
-        seen.returned = await self._returns(state, heard)
+        seen.returned = state.quiet >= wanted.drop_gap or await self._returns(state, heard)
         return seen
 
     async def _ask(self, state: VehicleState, before: int | None) -> None:
@@ -93,12 +94,11 @@ class Reboot:
         params = (1.0, 1.0 if wanted.onboard_computer else 0.0)
         command = Command(PREFLIGHT_REBOOT_SHUTDOWN, params, answer=wanted.answer)
         while seen.sends < wanted.attempts:
-            sent_at = self._clock()
             seen.sends += 1
             try:
                 ack = await self._final(command, state)
             except CommandOutcomeUnknown:
-                if await self._fell_silent(state, sent_at) or self._jumped_back(state, before):
+                if await self._fell_silent(state) or self._jumped_back(state, before):
                     return  # it is rebooting, and a second command would make it do so twice
                 if seen.sends < wanted.attempts:
                     await asyncio.sleep(wanted.retry_delay)
@@ -113,17 +113,23 @@ class Reboot:
                     return ack
         raise AssertionError("a command ended without a final acknowledgement")
 
-    async def _fell_silent(self, state: VehicleState, since: float) -> bool:
-        """Whether the heartbeats have stopped; waits until that is decided."""
-        gap = self._wanted.drop_gap
-        while state.heard <= since and (left := state.heard + gap - self._clock()) > 0:
+    async def _fell_silent(self, state: VehicleState) -> bool:
+        """Whether the heartbeats have stopped; waits until that is decided.
+
+        Only one that comes from now on says that they go on: an autopilot may send some more before it obeys.
+        """
+        gap, since = self._wanted.drop_gap, self._clock()
+        while state.quiet < gap and state.heard <= since and (left := state.heard + gap - self._clock()) > 0:
             await self._vehicle.changed(left)
-        return self._clock() - state.heard >= gap
+        return self._has_been_silent(state)
+
+    def _has_been_silent(self, state: VehicleState) -> bool:
+        return max(state.quiet, self._clock() - state.heard) >= self._wanted.drop_gap
 
     async def _drops(self, state: VehicleState, before: int | None) -> bool:
         end = self._clock() + self._wanted.drop_window
         while (now := self._clock()) < end:
-            if now - state.heard >= self._wanted.drop_gap or self._jumped_back(state, before):
+            if self._has_been_silent(state) or self._jumped_back(state, before):
                 return True
             await self._vehicle.changed(min(end, state.heard + self._wanted.drop_gap) - now)
         return False

@@ -77,6 +77,8 @@ class VehicleState:
     base_mode: int
     custom_mode: int
     heard: float
+    quiet: float = 0.0
+    """The longest time without a heartbeat, seconds, since somebody set it to 0."""
     landed_state: int = 0
     position: Frame | None = None
     """The last GLOBAL_POSITION_INT."""
@@ -200,6 +202,7 @@ class Vehicle:
         state.kind = fields["type"]
         state.base_mode = fields["base_mode"]
         state.custom_mode = fields["custom_mode"]
+        state.quiet = max(state.quiet, now - state.heard)
         state.heard = now
         self._wake()
 

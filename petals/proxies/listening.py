@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from petalbus.petals.exits import contained
 from petalbus.petals.heavy import run_heavy
 
 Callback = Callable[..., Awaitable[Any]]
@@ -67,7 +68,8 @@ class Listener:
                 arguments = self._waiting.popleft()
                 self.called += 1
                 try:
-                    await (run_heavy(self.callback, *arguments) if self._cpu_heavy else self.callback(*arguments))
+                    with contained():
+                        await (run_heavy(self.callback, *arguments) if self._cpu_heavy else self.callback(*arguments))
                 except Exception:  # noqa: BLE001  # a petal's own fault: it is logged with its name, and counted
                     self.failed += 1
                     name = getattr(self.callback, "__qualname__", repr(self.callback))

@@ -122,9 +122,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a program's main coroutine, as ``asyncio.run`` does, on uvloop where it is installed (it is faster)."""
     import asyncio  # noqa: PLC0415  # this module stays quick to import
 
-    try:
-        from uvloop import new_event_loop  # noqa: PLC0415  # the same
-    except ImportError:
-        return asyncio.run(main)
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    from petalbus._loop import loop_factory  # noqa: PLC0415  # the same
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(main)

@@ -30,12 +30,15 @@ async def vehicle(server: RealServer, bus_name: str) -> AsyncIterator[Rig]:
 class Rebooting:
     """A scripted vehicle with heartbeats every 0.1 s that reboots, or does not."""
 
-    def __init__(self, vehicle: Rig, *, ack: int | None, silence: float, returns: bool = True) -> None:
+    def __init__(
+        self, vehicle: Rig, *, ack: int | None, silence: float, returns: bool = True, obeys_after: float = 0.0
+    ) -> None:
         self._vehicle = vehicle
         self._ack = ack
         self._silence = silence
         self._returns = returns
-        self._quiet_until = 0.0
+        self._obeys_after = obeys_after
+        self._quiet_from = self._quiet_until = 0.0
 
     async def start(self) -> Peer:
         peer: Peer = await self._vehicle.scripted(self._on_message, autopilot=ARDUPILOT)
@@ -52,11 +55,12 @@ class Rebooting:
         if self._ack is not None:
             peer.ack(REBOOT, self._ack)
         if self._silence:
-            self._quiet_until = asyncio.get_running_loop().time() + (self._silence if self._returns else 3600.0)
+            self._quiet_from = asyncio.get_running_loop().time() + self._obeys_after
+            self._quiet_until = self._quiet_from + (self._silence if self._returns else 3600.0)
 
     async def _beat(self, peer: Peer) -> None:
         while True:
-            if asyncio.get_running_loop().time() >= self._quiet_until:
+            if not self._quiet_from <= asyncio.get_running_loop().time() < self._quiet_until:
                 peer.heartbeat(autopilot=ARDUPILOT)
             await asyncio.sleep(0.1)
 
@@ -120,6 +124,32 @@ async def test_every_outcome_has_its_code(
     assert result.success == code.startswith("OK")
     assert result.ack_result == ack
     assert len(peer.commands(REBOOT)) == sends
+
+
+async def test_a_reboot_that_is_over_before_the_acknowledgement_is_missed_is_seen(vehicle: Rig) -> None:
+    """S-035: the heartbeats stopped and came back within the time of the acknowledgement, which was lost."""
+    autopilot = Rebooting(vehicle, ack=None, silence=0.7)
+    peer = await autopilot.start()
+    proxy = await vehicle.proxy()
+    try:
+        result = await proxy.reboot_autopilot_confirmed(**{**SOON, "ack_timeout": 1.2})
+    finally:
+        await autopilot.stop()
+    assert (result.success, result.status_code.value) == (True, "OK_HB_CONFIRMED_NO_ACK")
+    assert len(peer.commands(REBOOT)) == 1
+
+
+async def test_an_autopilot_that_says_a_little_more_before_it_obeys_is_asked_once(vehicle: Rig) -> None:
+    """S-035, I6: heartbeats that come after the command and before the silence do not mean that it was not heard."""
+    autopilot = Rebooting(vehicle, ack=None, silence=1.5, obeys_after=0.2)
+    peer = await autopilot.start()
+    proxy = await vehicle.proxy()
+    try:
+        result = await proxy.reboot_autopilot_confirmed(**SOON, retry_delay_s=0.05)
+    finally:
+        await autopilot.stop()
+    assert (result.success, result.status_code.value) == (True, "OK_HB_CONFIRMED_NO_ACK")
+    assert len(peer.commands(REBOOT)) == 1
 
 
 async def test_without_an_acknowledgement_the_heartbeats_decide(vehicle: Rig) -> None:

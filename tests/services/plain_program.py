@@ -101,15 +101,17 @@ class Program:
     async def running(self) -> AsyncIterator[Program]:
         """Online, and taking every 10 ms, until the end of the block."""
         await self.announce()
-        task = asyncio.create_task(self._run(), name="hear-fc")
+        stop = asyncio.Event()
+        task = asyncio.create_task(self._run(stop), name="hear-fc")
         try:
             yield self
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            stop.set()  # not cancelled: redis-py swallows that now and then (it waits with wait_for on Python 3.11)
+            async with asyncio.timeout(10):
+                await task
 
-    async def _run(self) -> None:
-        while True:
+    async def _run(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
             if await self.take() is None:
                 await asyncio.sleep(0.01)
 

@@ -13,6 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
+from petalbus.petals.exits import contained
 from petalbus.petals.heavy import run_heavy
 
 log = logging.getLogger(__name__)
@@ -129,10 +130,11 @@ class Handler:
     async def _call(self, incoming: Incoming) -> None:
         try:
             message = incoming.message()
-            if self._heavy:
-                await run_heavy(self.function, message)
-            else:
-                await self.function(message)
+            with contained():
+                if self._heavy:
+                    await run_heavy(self.function, message)
+                else:
+                    await self.function(message)
             self.delivered += 1
         except Exception:  # whatever a petal's handler raises ends this call only
             self.failed += 1

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
+from petalbus.petals.exits import contained
 from petalbus.petals.proxies.mavlink.handlers import Handler, Incoming
 from petalbus.petals.proxies.mavlink.link import VehicleLink
 
@@ -78,8 +79,9 @@ class _Waiter(Handler):
         if self.done.is_set() or self._closed:
             return
         try:
-            if self._collector(incoming.message()):
-                self.done.set()
+            with contained():
+                if self._collector(incoming.message()):
+                    self.done.set()
         except Exception as error:  # it is a petal's function
             log.exception("the collector of key %r failed", self.key)
             self.error = error

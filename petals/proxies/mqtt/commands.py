@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from petalbus.handlers.mqtt.words import COMMAND, handlers_key, mirrored
 from petalbus.petals.base import Petal
+from petalbus.petals.exits import contained
 from petalbus.petals.heavy import run_heavy
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ class Commands:
             for handler, heavy in [self._handlers[name] for name in served]:
                 copy = dict(message)  # one that changes it must not change it for the others
                 try:
-                    await (run_heavy(handler, topic, copy) if heavy else handler(topic, copy))
+                    with contained():
+                        await (run_heavy(handler, topic, copy) if heavy else handler(topic, copy))
                 except Exception as error:  # noqa: BLE001  # raised below, when the others have had their turn
                     failure = failure or error
             if failure is not None:

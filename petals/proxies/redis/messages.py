@@ -26,6 +26,7 @@ from petalbus.daemon.bus.errors import (
     RequestCancelled,
 )
 from petalbus.daemon.bus.handlers import Redelivery, Reply
+from petalbus.petals.exits import contained
 from petalbus.petals.proxies.base import BaseProxy
 from petalbus.petals.proxies.errors import ProxyError, ProxyNotReady
 from petalbus.petals.proxies.redis.applications import find_online, status_of
@@ -190,9 +191,10 @@ class TwoWayMessages(BaseProxy):
     async def _serve(self, record: Record, handler: MessageHandler) -> Reply | None:
         try:
             message = from_record(record, carry=False)
-            answer = handler(message)
-            if inspect.isawaitable(answer):
-                answer = await answer
+            with contained():
+                answer = handler(message)
+                if inspect.isawaitable(answer):
+                    answer = await answer
             return None if answer is None else _reply_of(answer, message, self.app_id)
         except HandlerError:
             raise
@@ -233,9 +235,10 @@ class TwoWayMessages(BaseProxy):
             if registered is None:
                 continue
             try:
-                answer = registered.handler(from_record(record, carry=False))
-                if inspect.isawaitable(answer):
-                    await answer
+                with contained():
+                    answer = registered.handler(from_record(record, carry=False))
+                    if inspect.isawaitable(answer):
+                        await answer
             except Exception:
                 log.exception("the handler of %s failed on reply %s from %s", record.type, record.id, record.source)
 
