@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from petalbus.daemon.bus.errors import BusError, HandlerError
+from petalbus.handlers.mavlink.calls import Calls
 from petalbus.handlers.mavlink.commands import ACCEPTED, CommandTimes
 from petalbus.handlers.mavlink.decode import CONTENT_TYPE
 from petalbus.handlers.mavlink.errors import MavlinkError, NotConnected, OrderOvertaken
@@ -85,6 +86,13 @@ class MavlinkHandler:
             content_type=CONTENT_TYPE,
             names={str(msgid): name for msgid, name in self.link.dialect.names.items()},
         )
+        self.calls = Calls(
+            lambda message, system: self.link.send(message, system=system),
+            lambda msgid, payload, system: self.link.send_payload(msgid, payload, system=system),
+            dialect=self.link.dialect,
+            system=source_system,
+            component=source_component,
+        )
         self.requests = Requests(self.link, self.vehicle, ready=self._await_vehicle)
         self.published = 0
         self.lost = 0
@@ -140,6 +148,7 @@ class MavlinkHandler:
     def _on_frames(self, frames: Sequence[Frame], mono_ns: int) -> None:
         self.vehicle.on_frames(frames)
         self.requests.params.on_frames(frames)
+        self.calls.on_frames(frames)
         waiting = self._waiting
         for frame in frames:
             waiting.append(CompactEntry(str(frame.msgid), mono_ns, frame.raw))

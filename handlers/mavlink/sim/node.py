@@ -24,10 +24,13 @@ from petalbus.handlers.mavlink.params import (
 from petalbus.handlers.mavlink.sim.airframe import Airframe
 from petalbus.handlers.mavlink.sim.autopilot import PX4, Autopilot
 from petalbus.handlers.mavlink.sim.commands import COMMAND_INT_ID, COMMAND_LONG_ID, Answer, Commands
+from petalbus.handlers.mavlink.sim.disk import Disk
 from petalbus.handlers.mavlink.sim.failures import PERFECT_WIRE, Failures, FaultyTransport
 from petalbus.handlers.mavlink.sim.flight import Flight
 from petalbus.handlers.mavlink.sim.param_sets import ARDUPILOT_PARAMS, PX4_PARAMS
 from petalbus.handlers.mavlink.sim.params import ParamServer, ParamStore
+from petalbus.handlers.mavlink.sim.service import Onboard
+from petalbus.handlers.mavlink.sim.services import make_services
 from petalbus.handlers.mavlink.sim.streams import Streams
 from petalbus.handlers.mavlink.transport import open_transport
 
@@ -90,10 +93,25 @@ class SimVehicle:
             reboot=self._reboot,
             report_interval=self._report_interval,
         )
+        self.disk = Disk(options.autopilot, seed=options.seed)
+        self.services = make_services(self._onboard(rng), options.autopilot, self.disk)
+        self._answers = {msgid: service for service in self.services for msgid in service.handles}
         self._journal = journal
         self._booted = 0.0
         self._asleep_until = 0.0
         self._stack = AsyncExitStack()
+
+    def _onboard(self, rng: random.Random) -> Onboard:
+        return Onboard(
+            dialect=self.dialect,
+            system=self.options.system,
+            component=_COMPONENT,
+            rng=rng,
+            send=self._send,
+            send_payload=self._send_payload,
+            since_boot=self._since_boot,
+            note=self._note,
+        )
 
     async def __aenter__(self) -> Self:
         self._booted = asyncio.get_running_loop().time()
@@ -129,6 +147,8 @@ class SimVehicle:
             self._note({"event": "disarmed by itself"})
         self.streams.tick(self._since_boot())
         self.params.tick()
+        for service in self.services:
+            service.tick()
 
     def _since_boot(self) -> float:
         return asyncio.get_running_loop().time() - self._booted
@@ -137,7 +157,10 @@ class SimVehicle:
         if asyncio.get_running_loop().time() < self._asleep_until:
             return
         for frame in frames:
-            if frame.msgid in (COMMAND_LONG_ID, COMMAND_INT_ID):
+            service = self._answers.get(frame.msgid)
+            if service is not None:
+                service.receive(frame)
+            elif frame.msgid in (COMMAND_LONG_ID, COMMAND_INT_ID):
                 answer = self.commands.receive(frame)
                 if answer is not None:
                     self._acknowledge(answer)
@@ -189,12 +212,17 @@ class SimVehicle:
         self._booted = self._asleep_until
         self.flight.mode = self.flight.autopilot.first_mode
         self.streams.reset()
+        for service in self.services:
+            service.reset()
 
     def _report_interval(self, msgid: int, microseconds: int) -> None:
         self._send(self.dialect.message("MESSAGE_INTERVAL", message_id=msgid, interval_us=microseconds))
 
     def _send(self, message: MavMessage) -> None:
         self.link.send(message)
+
+    def _send_payload(self, msgid: int, payload: bytes) -> None:
+        self.link.send_payload(msgid, payload)
 
     def _send_param(self, value: ParamValue) -> None:
         self.link.send_payload(PARAM_VALUE_ID, pack_param_value(value))
