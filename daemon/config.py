@@ -161,6 +161,7 @@ class Settings(BaseSettings):
     ] = None
     mavlink_dialect: Annotated[str, Field(min_length=1, description="pymavlink dialect")] = "all"
     mavlink_heartbeat_hz: Annotated[float, Field(gt=0, le=50, description="heartbeats that we send, a second")] = 5.0
+    mavlink_operators: Annotated[str, Field(description="apps that may test single motors, with commas")] = ""
     mavlink_max_altitude: Annotated[
         float, Field(gt=0, le=10_000, description="highest takeoff altitude that is accepted (m)")
     ] = 500.0

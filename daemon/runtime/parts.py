@@ -69,6 +69,7 @@ def mavlink_part(connect: Connect, settings: Settings, endpoint: str) -> RunPart
                 dialect=settings.mavlink_dialect,
                 heartbeat_hz=settings.mavlink_heartbeat_hz,
                 max_altitude=settings.mavlink_max_altitude,
+                operators=frozenset(settings.mavlink_operators.replace(",", " ").split()),
             ) as handler,
         ):
             try:

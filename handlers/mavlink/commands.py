@@ -53,13 +53,17 @@ class CommandTimes:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One COMMAND_LONG. ``number`` is its MAV_CMD, ``params`` up to seven values, the rest are zero."""
+    """One COMMAND_LONG. ``number`` is its MAV_CMD, ``params`` up to seven values, the rest are zero.
+
+    With a ``frame`` (MAV_FRAME) it is a COMMAND_INT: the fifth and sixth value are whole numbers then (degrees * 1e7).
+    """
 
     number: int
     params: Sequence[float] = ()
     idempotent: bool = False
     urgent: bool = False
     """Leave at once, also when a command of this kind is under way: that one's outcome becomes unknown."""
+    frame: int | None = None
     answer: float | None = None
     """Seconds to wait for the first acknowledgement; None: as long as the client's times say."""
 
@@ -231,14 +235,15 @@ class CommandClient:
     def _transmit(self, command: Command, target: Target, confirmation: int) -> int:
         params = [*command.params, *([0.0] * 7)][:7]
         fields: dict[str, Any] = {f"param{index}": value for index, value in enumerate(params, 1)}
-        message = self._dialect.message(
-            "COMMAND_LONG",
-            target_system=target.system,
-            target_component=target.component,
-            command=command.number,
-            confirmation=min(confirmation, 255),
-            **fields,
-        )
+        name = "COMMAND_LONG"
+        if command.frame is None:
+            fields["confirmation"] = min(confirmation, 255)
+        else:
+            name, fields["frame"] = "COMMAND_INT", command.frame
+            for place, field in ((5, "x"), (6, "y"), (7, "z")):
+                fields[field] = fields.pop(f"param{place}")
+        to = {"target_system": target.system, "target_component": target.component}
+        message = self._dialect.message(name, command=command.number, **to, **fields)
         left = 1 if self._send(message, target.system) else 0
         self.sent += left
         return left

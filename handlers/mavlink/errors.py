@@ -5,6 +5,8 @@ MavlinkError
 ├── DialectError            no such dialect, message or field (also a ValueError)
 ├── LinkError               the endpoint cannot be opened
 ├── OrderInvalid            a command's payload was refused before anything was sent (also a ValueError)
+├── OrderNotAllowed         its sender may not order this; nothing was sent
+├── OrderNotPossible        the vehicle's state forbids it; nothing was sent
 ├── OrderOvertaken          an order to come down arrived before the takeoff command left; it was not sent
 ├── ParamsIncomplete        the list of all parameters has gaps after the time allowed
 ├── NotConnected            there is no vehicle; nothing was sent
@@ -66,6 +68,18 @@ class NotConnected(MavlinkError):
     """No vehicle is connected; nothing was sent."""
 
     code = "VEHICLE_NOT_CONNECTED"
+
+
+class OrderNotAllowed(MavlinkError):
+    """Its sender may not order this. Nothing was sent."""
+
+    code = "COMMAND_NOT_ALLOWED"
+
+
+class OrderNotPossible(MavlinkError):
+    """The order is right, but not now: the vehicle's state forbids it. Nothing was sent."""
+
+    code = "COMMAND_NOT_POSSIBLE"
 
 
 class OrderOvertaken(MavlinkError):

@@ -21,14 +21,15 @@ from petalbus.daemon.bus.errors import BusError, HandlerError
 from petalbus.handlers.mavlink.calls import Calls
 from petalbus.handlers.mavlink.commands import ACCEPTED, CommandTimes
 from petalbus.handlers.mavlink.decode import CONTENT_TYPE
-from petalbus.handlers.mavlink.errors import MavlinkError, NotConnected, OrderOvertaken
+from petalbus.handlers.mavlink.errors import MavlinkError, NotConnected, OrderNotAllowed, OrderOvertaken
 from petalbus.handlers.mavlink.framing import Frame
 from petalbus.handlers.mavlink.heartbeat import beat
 from petalbus.handlers.mavlink.link import Link
-from petalbus.handlers.mavlink.orders import MAX_ALTITUDE_M, Order, order_from_command, order_from_emergency
+from petalbus.handlers.mavlink.orders import MAX_ALTITUDE_M, Order, Verb, order_from_command, order_from_emergency
+from petalbus.handlers.mavlink.procedures import Step
 from petalbus.handlers.mavlink.requests import WORKERS, Requests
 from petalbus.handlers.mavlink.status import StatePublisher
-from petalbus.handlers.mavlink.vehicle import Step, Vehicle
+from petalbus.handlers.mavlink.vehicle import Vehicle
 from petalbus.schemas.compact import CompactEntry, CompactForm
 from petalbus.schemas.stamps import boot_clock_ns
 
@@ -62,9 +63,11 @@ class MavlinkHandler:
         dialect: str = "all",
         heartbeat_hz: float = 5.0,
         max_altitude: float = MAX_ALTITUDE_M,
+        operators: frozenset[str] = frozenset(),
         times: CommandTimes | None = None,
     ) -> None:
-        """``max_altitude`` (m above the take-off place) is what a takeoff may ask for at most.
+        """``max_altitude`` (m above the take-off place) is what may be asked for at most, ``operators`` are the apps
+        that may turn single motors.
 
         Raises EndpointError, DialectError or ValueError when a setting makes no sense.
         """
@@ -101,6 +104,7 @@ class MavlinkHandler:
         self._own = source_system, source_component
         self._heartbeat_hz = heartbeat_hz
         self._max_altitude = max_altitude
+        self._operators = operators
         self._waiting: deque[CompactEntry] = deque()
         self._arrived = asyncio.Event()
         self._complained = float("-inf")
@@ -178,9 +182,11 @@ class MavlinkHandler:
             log.warning("MAVLink frames cannot be stored, %d lost so far: %s", self.lost, error)
 
     async def _on_command(self, record: Record, context: Context) -> dict[str, Any]:
-        """Handle ``command``: arm, disarm, takeoff, land, emergency_stop."""
+        """Handle ``command``; orders.py has what there is."""
         try:
             order = order_from_command(record.data, max_altitude=self._max_altitude)
+            if order.verb is Verb.MOTOR_TEST and record.source not in self._operators:
+                raise OrderNotAllowed(f"motor_test is for operators (mavlink_operators), and {record.source} is none")
         except MavlinkError as error:
             raise _as_reply(error, record.data) from error
         return await self._carry_out(order, record, context)

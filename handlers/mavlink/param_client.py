@@ -22,7 +22,9 @@ from petalbus.handlers.mavlink.params import (
     unpack_param_error,
     unpack_param_value,
 )
-from petalbus.handlers.mavlink.vehicle import Autopilot, Cmd, Vehicle, VehicleState
+from petalbus.handlers.mavlink.procedures import Cmd
+from petalbus.handlers.mavlink.state import Autopilot, VehicleState
+from petalbus.handlers.mavlink.vehicle import Vehicle
 
 Tell = Callable[[int, int | None], Awaitable[None]]
 """Told now and then: how many are done, and of how many (None while the vehicle did not say)."""

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from petalbus.handlers.mavlink.commands import Ack, Command, Target
 from petalbus.handlers.mavlink.errors import CommandOutcomeUnknown
-from petalbus.handlers.mavlink.vehicle import Vehicle, VehicleState
+from petalbus.handlers.mavlink.state import VehicleState
+from petalbus.handlers.mavlink.vehicle import Vehicle
 
 PREFLIGHT_REBOOT_SHUTDOWN: Final = 246
 _ACCEPTED: Final = 0

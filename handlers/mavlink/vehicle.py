@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from petalbus.handlers.mavlink.commands import ACCEPTED, Ack, Command, CommandClient, CommandTimes, Target
+from petalbus.handlers.mavlink.commands import CommandClient, CommandTimes
 from petalbus.handlers.mavlink.dialect import Dialect, MavMessage
-from petalbus.handlers.mavlink.errors import CommandOutcomeUnknown, NotConnected, OrderOvertaken
+from petalbus.handlers.mavlink.errors import NotConnected
 from petalbus.handlers.mavlink.framing import Frame
-from petalbus.handlers.mavlink.orders import Order, Verb
+from petalbus.handlers.mavlink.orders import Order
+from petalbus.handlers.mavlink.procedures import Procedures, Steps
+from petalbus.handlers.mavlink.state import VehicleState
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,6 @@ FAINT_AFTER_S: Final = 10.0
 """Until then a vehicle on a bad link may still be asked: what it does not answer harms nobody."""
 
 _FORGET_AFTER_S: Final = 30.0
-_POSITION_S: Final = 2.0
-_POSITION_AGE_S: Final = 5.0
 
 _HEARTBEAT: Final = 0
 _GLOBAL_POSITION_INT: Final = 33
@@ -42,71 +40,6 @@ _WATCHED: Final = frozenset((_HEARTBEAT, _GLOBAL_POSITION_INT, _COMMAND_ACK, _AU
 
 _AUTOPILOT_COMPONENT: Final = 1
 _NO_AUTOPILOT: Final = 8
-_CUSTOM_MODE: Final = 1
-_ARMED_FLAG: Final = 128
-_ARDUCOPTER_GUIDED: Final = 4
-_IN_THE_AIR: Final = (2, 3, 4)
-_FORCE: Final = 21196.0
-_NAN: Final = float("nan")
-
-
-class Autopilot(IntEnum):
-    """MAV_AUTOPILOT, where it makes a difference."""
-
-    ARDUPILOT = 3
-    PX4 = 12
-
-
-class Cmd(IntEnum):
-    """MAV_CMD, as far as it is used here."""
-
-    NAV_LAND = 21
-    NAV_TAKEOFF = 22
-    DO_SET_MODE = 176
-    COMPONENT_ARM_DISARM = 400
-    REQUEST_MESSAGE = 512
-
-
-@dataclass(slots=True)
-class VehicleState:
-    """What the heartbeats say. ``heard`` is monotonic seconds."""
-
-    system: int
-    autopilot: int
-    kind: int
-    base_mode: int
-    custom_mode: int
-    heard: float
-    quiet: float = 0.0
-    """The longest time without a heartbeat, seconds, since somebody set it to 0."""
-    landed_state: int = 0
-    position: Frame | None = None
-    """The last GLOBAL_POSITION_INT."""
-    position_at: float = 0.0
-    """When it came, monotonic seconds."""
-    capabilities: int | None = None
-    """MAV_PROTOCOL_CAPABILITY bits, once it told its AUTOPILOT_VERSION."""
-
-    @property
-    def armed(self) -> bool:
-        """True while the motors may turn."""
-        return bool(self.base_mode & _ARMED_FLAG)
-
-    def believe_armed(self, *, armed: bool) -> None:
-        """What an acknowledgement says already, up to a second before the next heartbeat does."""
-        self.base_mode = self.base_mode | _ARMED_FLAG if armed else self.base_mode & ~_ARMED_FLAG
-
-
-class Step(NamedTuple):
-    """One acknowledgement on the way. ``last`` when it decides the order's outcome."""
-
-    stage: str
-    ack: Ack
-    last: bool
-
-
-Steps = AsyncGenerator[Step, None]
-Check = Callable[[], None] | None
 
 
 class Vehicle:
@@ -134,7 +67,7 @@ class Vehicle:
         self._lost_after = lost_after
         self._clock = clock
         self._changed = asyncio.Event()
-        self._down = 0  # counts orders to come down; a takeoff that one overtakes must not go on
+        self._procedures = Procedures(self.client, dialect=dialect, changed=self.changed, clock=clock)
 
     @property
     def connected(self) -> bool:
@@ -224,129 +157,9 @@ class Vehicle:
                 f"vehicle {state.system} was last heard {self._clock() - state.heard:.1f} s ago; nothing was sent. "
                 "Check the link, or wait for its heartbeat"
             )
-        if order.verb in (Verb.LAND, Verb.DISARM, Verb.EMERGENCY_STOP):
-            self._down += 1
-        async with aclosing(self._procedure(state, order)) as steps:
+        async with aclosing(self._procedures.run(order, state)) as steps:
             async for step in steps:
                 yield step
-
-    def _procedure(self, state: VehicleState, order: Order) -> Steps:
-        match order.verb:
-            case Verb.ARM:
-                return self._set_armed("arm", state, armed=True, last=True)
-            case Verb.DISARM:
-                return self._set_armed("disarm", state, armed=False, last=True)
-            case Verb.TAKEOFF:
-                assert order.altitude is not None
-                return self._takeoff(state, order.altitude)
-            case Verb.LAND:
-                return self._do("land", Command(Cmd.NAV_LAND), state)
-            case Verb.EMERGENCY_STOP:
-                return self._stop(state)
-
-    async def _do(
-        self, stage: str, command: Command, state: VehicleState, *, last: bool = True, check: Check = None
-    ) -> Steps:
-        """One command; its refusal ends the order, its acceptance only when it is the last."""
-        async with aclosing(self.client.run(command, Target(state.system), check=check)) as acks:
-            async for ack in acks:
-                yield Step(stage, ack, ack.final and (last or ack.result != ACCEPTED))
-
-    async def _takeoff(self, state: VehicleState, altitude: float) -> Steps:
-        stages: list[Steps] = []
-        down = self._down
-
-        def check() -> None:
-            if self._down != down:
-                raise OrderOvertaken("takeoff was given up half-way: an order to come down overtook it")
-
-        if state.autopilot == Autopilot.ARDUPILOT:
-            params = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, altitude)
-            if state.custom_mode != _ARDUCOPTER_GUIDED:
-                mode = Command(Cmd.DO_SET_MODE, (_CUSTOM_MODE, _ARDUCOPTER_GUIDED))
-                stages.append(self._do("mode", mode, state, last=False, check=check))
-        else:
-            # everybody but ArduPilot takes the altitude above the sea here, and NaN for "where you are"
-            params = (_NAN, 0.0, 0.0, _NAN, _NAN, _NAN, await self._ground(state) + altitude)
-        if not state.armed:
-            stages.append(self._set_armed("arm", state, armed=True, last=False, check=check))
-        stages.append(self._do("takeoff", Command(Cmd.NAV_TAKEOFF, params), state, check=check))
-        for stage in stages:
-            async with aclosing(stage) as steps:
-                async for step in steps:
-                    yield step
-                    if step.last:
-                        return
-
-    async def _set_armed(
-        self, stage: str, state: VehicleState, *, armed: bool, last: bool, check: Check = None
-    ) -> Steps:
-        command = Command(Cmd.COMPONENT_ARM_DISARM, (1.0 if armed else 0.0,))
-        async with aclosing(self._do(stage, command, state, last=last, check=check)) as steps:
-            async for step in steps:
-                if step.ack.doubtful and step.ack.result == ACCEPTED and not await self._becomes(state, armed=armed):
-                    raise CommandOutcomeUnknown(
-                        f"{stage}: an acknowledgement came, but it may belong to an earlier command that was never "
-                        f"answered, and the vehicle did not report to be {'armed' if armed else 'disarmed'}"
-                    )
-                if step.ack.result == ACCEPTED:
-                    state.believe_armed(armed=armed)
-                yield step
-
-    async def _becomes(self, state: VehicleState, *, armed: bool) -> bool:
-        """Wait for a heartbeat that arrives from now on and says so."""
-        since = state.heard
-        try:
-            async with asyncio.timeout(self.client.times.confirm):
-                while state.heard == since or state.armed is not armed:
-                    await self._changed.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    async def _stop(self, state: VehicleState) -> Steps:
-        """Cut the motors, whatever happens. Repeating it does no harm, so it is repeated until it is answered.
-
-        When an arm or disarm was under way, the first acknowledgement may be that one's: then a heartbeat that comes
-        after an acceptance must say "disarmed" too.
-        """
-        command = Command(Cmd.COMPONENT_ARM_DISARM, (0.0, _FORCE), idempotent=True, urgent=True)
-        accepted_at: float | None = None
-        async with aclosing(self.client.run(command, Target(state.system))) as acks:
-            async for ack in acks:
-                if not ack.doubtful or not ack.final:
-                    if ack.result == ACCEPTED:
-                        state.believe_armed(armed=False)
-                    yield Step("emergency_stop", ack, ack.final)
-                elif ack.result == ACCEPTED:
-                    if accepted_at is None:
-                        accepted_at = self._clock()
-                    elif state.heard > accepted_at and not state.armed:
-                        yield Step("emergency_stop", ack._replace(doubtful=False), last=True)
-                        return
-
-    async def _ground(self, state: VehicleState) -> float:
-        """The take-off place's altitude above the sea, in metres; asks the vehicle when it did not say yet."""
-        if self._clock() - state.position_at > _POSITION_AGE_S:
-            state.position = None
-        if state.position is None:
-            ask = Command(Cmd.REQUEST_MESSAGE, (_GLOBAL_POSITION_INT,), idempotent=True)
-            async with aclosing(self.client.run(ask, Target(state.system))) as acks:
-                async for _ in acks:
-                    break
-        try:
-            async with asyncio.timeout(_POSITION_S):
-                while state.position is None:
-                    await self._changed.wait()
-        except TimeoutError:
-            raise NotConnected(
-                f"vehicle {state.system} did not tell its position (GLOBAL_POSITION_INT), so the altitude to climb to "
-                "is unknown; nothing was sent. Wait until it has a position"
-            ) from None
-        fields = self.dialect.fields(state.position)
-        altitude: float = fields["alt"] / 1000
-        above_home: float = fields["relative_alt"] / 1000
-        return altitude - above_home if state.armed and state.landed_state in _IN_THE_AIR else altitude
 
     def describe(self) -> dict[str, Any]:
         """The vehicle for a person or a status record; ``heard_s`` is the age of the last heartbeat."""

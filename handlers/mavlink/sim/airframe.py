@@ -21,6 +21,7 @@ _CELLS: Final = 4
 _FULL_CELL: Final = 4.2
 _EMPTY_CELL: Final = 3.5
 _OHM: Final = 0.015
+_FAR: Final = 13.0
 
 
 class LandedState(IntEnum):
@@ -80,6 +81,8 @@ class Airframe:
     yaw: float = 0.3
     rates: tuple[float, float, float] = (0.0, 0.0, 0.0)
     target: float = 0.0
+    place: tuple[float, float] = (0.0, 0.0)
+    """Where it wants to be, north and east."""
     grounded_for: float = 0.0
     """Seconds on the ground since armed or landed: what auto-disarm counts."""
     flew: bool = False
@@ -129,8 +132,8 @@ class Airframe:
         else:
             self.climb -= GRAVITY * seconds
         gust = self.rng.gauss
-        self.v_north += (-0.8 * self.v_north - 0.3 * self.north) * seconds + gust(0.0, 0.02)
-        self.v_east += (-0.8 * self.v_east - 0.3 * self.east) * seconds + gust(0.0, 0.02)
+        self.v_north += (-0.8 * self.v_north + _pull(self.place[0] - self.north)) * seconds + gust(0.0, 0.02)
+        self.v_east += (-0.8 * self.v_east + _pull(self.place[1] - self.east)) * seconds + gust(0.0, 0.02)
         self.north += self.v_north * seconds
         self.east += self.v_east * seconds
         self.height += self.climb * seconds
@@ -164,3 +167,8 @@ class Airframe:
         if not self.in_air:
             return _ARMED_AMPERES
         return max(_ARMED_AMPERES, _HOVER_AMPERES + 3.0 * self.climb)
+
+
+def _pull(distance: float) -> float:
+    """The acceleration towards a place; with the air's drag it makes 5 m/s at most."""
+    return 0.3 * max(-_FAR, min(_FAR, distance))

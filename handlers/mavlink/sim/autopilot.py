@@ -17,6 +17,9 @@ class Mode(Enum):
     HOLD = "hold"
     GUIDED = "guided"
     TAKEOFF = "takeoff"
+    BRAKE = "brake"
+    MISSION = "mission"
+    OFFBOARD = "offboard"
     LAND = "land"
     RETURN = "return"
 
@@ -81,6 +84,8 @@ PX4: Final = Autopilot(
         Mode.MANUAL: _px4(3, 0),
         Mode.TAKEOFF: _px4(4, 2),
         Mode.HOLD: _px4(4, 3),
+        Mode.MISSION: _px4(4, 4),
+        Mode.OFFBOARD: _px4(6, 0),
         Mode.RETURN: _px4(4, 5),
         Mode.LAND: _px4(4, 6),
     },
@@ -106,6 +111,8 @@ ARDUPILOT: Final = Autopilot(
         Mode.MANUAL: _ardupilot(0),
         Mode.GUIDED: _ardupilot(4),
         Mode.HOLD: _ardupilot(5),
+        Mode.BRAKE: _ardupilot(17),
+        Mode.MISSION: _ardupilot(3),
         Mode.RETURN: _ardupilot(6),
         Mode.LAND: _ardupilot(9),
     },

@@ -10,13 +10,16 @@ from petalbus.handlers.mavlink.dialect import Dialect
 from petalbus.handlers.mavlink.framing import Frame
 from petalbus.handlers.mavlink.sim.autopilot import Mode, Result
 from petalbus.handlers.mavlink.sim.flight import FORCE, Flight
-from petalbus.handlers.mavlink.sim.streams import Streams
+from petalbus.handlers.mavlink.sim.streams import METRES_PER_DEGREE, Streams
 
 COMMAND_INT_ID: Final = 75
 COMMAND_LONG_ID: Final = 76
 _AUTOPILOT_COMPONENT: Final = 1
 _AUTOPILOT_VERSION: Final = 148
-_FORCE_ARM: Final = 2989
+_ABOVE_HOME: Final = (3, 6)
+_MOTORS: Final = (1, 2, 3, 4)
+_PX4_FUNCTIONS: Final = 1100
+"""PX4 also takes its own numbers of output functions."""
 
 
 class Received(NamedTuple):
@@ -63,11 +66,15 @@ class Commands:
         self._clock = clock
         self._reboot = reboot
         self._report_interval = report_interval
+        self._frame: int | None = None
         self._table: dict[int, Obey] = {
             20: lambda _: flight.set_mode(Mode.RETURN),
             21: lambda _: flight.set_mode(Mode.LAND),
             22: lambda params: flight.takeoff(params[6]),
             176: self._set_mode,
+            192: self._reposition,
+            209: self._ardupilot_motor,
+            310: self._px4_motor,
             246: self._obey_reboot,
             400: self._arm_disarm,
             510: self._get_interval,
@@ -89,6 +96,7 @@ class Commands:
         if fields["target_component"] not in (0, _AUTOPILOT_COMPONENT):
             return None
         command = _read(frame, fields)
+        self._frame = fields["frame"] if frame.msgid == COMMAND_INT_ID else None
         obey = self._table.get(command.number)
         result = Result.UNSUPPORTED if obey is None else obey(command.params)
         return Answer(command, result, command.number in self._silent)
@@ -105,6 +113,31 @@ class Commands:
         if base is None or main is None or sub is None or not base & 1:
             return Result.DENIED
         return self._flight.set_mode(self._flight.autopilot.mode_of(main, sub))
+
+    def _reposition(self, params: Sequence[float]) -> Result:
+        """DO_REPOSITION as COMMAND_INT alone: as floats the degrees would be metres off."""
+        autopilot = self._flight.autopilot
+        if self._frame is None or not all(map(math.isfinite, params[4:7])):
+            return Result.DENIED
+        height = params[6] if self._frame in _ABOVE_HOME else params[6] - autopilot.altitude
+        north = (params[4] / 1e7 - autopilot.latitude) * METRES_PER_DEGREE
+        east = (params[5] / 1e7 - autopilot.longitude) * METRES_PER_DEGREE
+        return self._flight.go_to(north, east * math.cos(math.radians(autopilot.latitude)), height)
+
+    def _ardupilot_motor(self, params: Sequence[float]) -> Result:
+        return self._motor("ardupilot", params[0], params[2] / 100.0)
+
+    def _px4_motor(self, params: Sequence[float]) -> Result:
+        number = params[4] - _PX4_FUNCTIONS if params[4] > _PX4_FUNCTIONS else params[4]
+        return self._motor("px4", number, params[0])
+
+    def _motor(self, autopilot: str, number: float, throttle: float) -> Result:
+        if self._flight.autopilot.name != autopilot:
+            return Result.UNSUPPORTED
+        right = number in _MOTORS and (math.isnan(throttle) or 0.0 <= throttle <= 1.0)
+        if not right or self._flight.airframe.armed:
+            return self._flight.autopilot.cannot
+        return Result.ACCEPTED
 
     def _obey_reboot(self, params: Sequence[float]) -> Result:
         autopilot = self._flight.autopilot

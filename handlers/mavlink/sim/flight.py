@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
-from petalbus.handlers.mavlink.sim.airframe import Airframe
+from petalbus.handlers.mavlink.sim.airframe import Airframe, LandedState
 from petalbus.handlers.mavlink.sim.autopilot import Autopilot, Mode, Result
 from petalbus.handlers.mavlink.sim.params import ParamStore
 
 FORCE = 21196
 _MIN_TAKEOFF_CHARGE = 0.1
 _MAX_HEIGHT = 10_000.0
+_MAX_DISTANCE = 20_000.0
 
 
 class Flight:
@@ -73,10 +74,25 @@ class Flight:
         if mode is None:
             return self.autopilot.bad_mode
         self.mode = mode
+        frame = self.airframe
+        frame.place = (0.0, 0.0) if mode is Mode.RETURN else (frame.north, frame.east)
         if mode in (Mode.LAND, Mode.RETURN):
             self.airframe.land()
         elif self.airframe.in_air and self.airframe.armed:
             self.airframe.climb_to(self.airframe.height)
+        return Result.ACCEPTED
+
+    def go_to(self, north: float, east: float, height: float) -> Result:
+        """Fly to a place, metres from home. It changes to the mode for that by itself."""
+        frame = self.airframe
+        if not (frame.armed and frame.in_air):
+            return self.autopilot.cannot
+        if not 0.0 < height <= _MAX_HEIGHT or math.hypot(north, east) > _MAX_DISTANCE:
+            return Result.DENIED
+        self.mode = Mode.GUIDED if Mode.GUIDED in self.autopilot.mode_numbers else Mode.HOLD
+        frame.place = north, east
+        frame.climb_to(height)
+        frame.landed = LandedState.IN_AIR
         return Result.ACCEPTED
 
     def step(self, seconds: float) -> None:

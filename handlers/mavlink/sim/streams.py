@@ -11,7 +11,7 @@ from typing import Any, Final
 from petalbus.handlers.mavlink.dialect import Dialect, MavMessage
 from petalbus.handlers.mavlink.sim.flight import Flight
 
-_METRES_PER_DEGREE: Final = 111_319.5
+METRES_PER_DEGREE: Final = 111_319.5
 _UNKNOWN_U16: Final = 65535
 _FIX_3D: Final = 3
 _SENSORS: Final = 0b11_0000_0010_1111  # gyro, accelerometer, compass, pressure, GPS, attitude control
@@ -178,8 +178,8 @@ class Streams:
 
     def _place(self) -> tuple[int, int, int]:
         home, frame = self._flight.autopilot, self._flight.airframe
-        latitude = home.latitude + frame.north / _METRES_PER_DEGREE
-        longitude = home.longitude + frame.east / (_METRES_PER_DEGREE * math.cos(math.radians(home.latitude)))
+        latitude = home.latitude + frame.north / METRES_PER_DEGREE
+        longitude = home.longitude + frame.east / (METRES_PER_DEGREE * math.cos(math.radians(home.latitude)))
         return round(latitude * 1e7), round(longitude * 1e7), round((home.altitude + frame.height) * 1000)
 
     def _global_position(self) -> _Fields:
