@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from petalbus.daemon.bus.url import parse
 from petalbus.daemon.config_older import FILE_VARIABLE, env_file, read_env_file, read_older
+from petalbus.daemon.config_vehicle import VehicleSettings
 from petalbus.daemon.paths import DataPaths
 from petalbus.daemon.server.config import MIN_MEMORY_MB
 from petalbus.daemon.server.probe import without_password
@@ -50,7 +51,7 @@ class ConfigError(ValueError):
     code = "config"
 
 
-class Settings(BaseSettings):
+class Settings(VehicleSettings, BaseSettings):
     """Everything that can be set. Times are seconds, sizes are named by their unit."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=True)
@@ -151,26 +152,6 @@ class Settings(BaseSettings):
     s3_region: Annotated[str, Field(description="its region")] = "us-east-1"
     s3_endpoint: Annotated[str | None, Field(description="URL of an S3 store that is not AWS's")] = None
 
-    mavlink_endpoint: Annotated[
-        str | None, Field(description="MAVLink endpoint of a real vehicle, such as udpin:0.0.0.0:14550")
-    ] = None
-    mavlink_source_system: Annotated[int, Field(ge=1, le=255, description="our MAVLink system id")] = 2
-    mavlink_source_component: Annotated[int, Field(ge=1, le=255, description="our MAVLink component id")] = 140
-    mavlink_target_system: Annotated[
-        int | None, Field(ge=1, le=255, description="the vehicle's system id; the first autopilot heard when not given")
-    ] = None
-    mavlink_dialect: Annotated[str, Field(min_length=1, description="pymavlink dialect")] = "all"
-    mavlink_heartbeat_hz: Annotated[float, Field(gt=0, le=50, description="heartbeats that we send, a second")] = 5.0
-    mavlink_operators: Annotated[str, Field(description="apps that may test single motors, with commas")] = ""
-    mavlink_max_altitude: Annotated[
-        float, Field(gt=0, le=10_000, description="highest takeoff altitude that is accepted (m)")
-    ] = 500.0
-
-    sim_enabled: Annotated[bool, Field(description="start a simulated vehicle and connect it")] = False
-    sim_autopilot: Annotated[Literal["px4", "ardupilot"], Field(description="whose ways the simulated vehicle has")] = (
-        "px4"
-    )
-
     @field_validator("petals_file", "petals_root", "localdb_file", "organization_file")
     @classmethod
     def _expanded(cls, path: Path | None) -> Path | None:
@@ -201,7 +182,9 @@ class Settings(BaseSettings):
         return (init_settings,)
 
 
-NAMES: Final = tuple(Settings.model_fields)
+NAMES: Final = tuple(sorted(Settings.model_fields, key=VehicleSettings.model_fields.__contains__))
+"""The vehicle's settings come last: they have tables of their own in the file."""
+
 _EXAMPLES: Final[dict[str, Any]] = {
     "redis": "redis://user:password@host:6379",
     "server": "/usr/bin/redis-server",
@@ -285,7 +268,7 @@ def example() -> str:
         "# Each line shows the default, or an example where nothing is the default.",
     ]
     table = ""
-    for name, field in Settings.model_fields.items():
+    for name, field in ((name, Settings.model_fields[name]) for name in NAMES):
         if name in _NOT_IN_FILE:
             continue
         head, _, tail = name.partition("_")

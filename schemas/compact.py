@@ -81,6 +81,12 @@ class CompactForm:
         """The boot of one entry; None when it is older than all that are remembered."""
         return boot_at(self.boots, stream_id) if self.boots else self.boot_id
 
+    def type_of(self, fields: Sequence[bytes]) -> str:
+        """The record type of one entry, without decoding it."""
+        kind = next((value for name, value in zip(fields[::2], fields[1::2], strict=False) if name == b"k"), b"")
+        text = kind.decode("utf-8", "backslashreplace")
+        return self.type_prefix + self.names.get(text, text)
+
     def decode(self, stream_id: str, fields: Sequence[bytes]) -> Record:
         """Expand one entry into a full record; its id is the topic and the stream id. Raises RecordInvalid.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from petalbus.daemon.bus import durability
@@ -201,11 +201,15 @@ class Bus(Sender):
         if self._ending is not None:
             await asyncio.shield(self._ending)
 
-    def subscribe(self, topic: str, *, start: str = "new", name: str | None = None) -> Subscription:
+    def subscribe(
+        self, topic: str, *, start: str = "new", name: str | None = None, messages: Iterable[str] | None = None
+    ) -> Subscription:
         """The records of a topic. The group is this app's, or ``app.name``: give each further subscription a name.
 
-        ``start``: see Subscription. Use ``async for``; with ``async with`` the group surely exists
-        when the block begins.
+        ``messages``: only records of these types, whole (``mavlink.ATTITUDE``) or without what is before the last dot
+        (``ATTITUDE``); the others count as handled. ``start``: see Subscription.
+
+        Use ``async for``; with ``async with`` the group surely exists when the block begins.
         """
         group = self.app if name is None else f"{self.app}.{checked_name(name, what='name')}"
         label = f"{topic} as {group}"
@@ -220,6 +224,7 @@ class Bus(Sender):
             keys=self.keys,
             outbox=self._outbox,
             options=self.options,
+            messages=None if messages is None else frozenset(messages),
         )
         self._subscriptions = {name: one for name, one in self._subscriptions.items() if not one.closed}
         self._subscriptions[label] = subscription

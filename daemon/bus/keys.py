@@ -58,6 +58,10 @@ class Keys:
         """The hash that declares what is constant in a compact topic."""
         return f"{self.prefix}form:{topic}"
 
+    def state(self, name: str) -> str:
+        """A hash of latest values."""
+        return f"{self.prefix}state:{name}"
+
     def dead(self, app: str) -> str:
         """The stream of an app's dead letters."""
         return f"{self.prefix}dead:{app}"

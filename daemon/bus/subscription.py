@@ -46,6 +46,7 @@ class Subscription:
         keys: Keys,
         outbox: Outbox,
         options: BusOptions,
+        messages: frozenset[str] | None = None,
     ) -> None:
         self.topic = topic
         self.group = group
@@ -58,6 +59,7 @@ class Subscription:
         self._checkpoint: bytes | None = None
         self._outbox = outbox
         self._options = options
+        self._messages = messages
         self._queue: deque[tuple[bytes, list[bytes]]] = deque()
         self._handled: list[bytes] = []
         self._held: set[bytes] = set()
@@ -151,25 +153,37 @@ class Subscription:
                 if not self._armed and len(self._queue) < self._options.window // 2:
                     self._arm()
                 try:
-                    return entry, await self._decode(entry, fields)
+                    record = await self._decode(entry, fields)
                 except RecordInvalid as error:
                     # it stays in the topic, is counted and shown, and is no obstacle to those behind it
                     self.invalid += 1
                     log.warning("entry %s of topic %s is not a record: %s", entry.decode(), self.topic, error)
                     self._done(entry)
+                    continue
+                if record is not None:
+                    return entry, record
+                self._done(entry)
             if self._closed:
                 return None
             self._arm()
             self._arrived.clear()
             await self._arrived.wait()
 
-    async def _decode(self, entry: bytes, fields: list[bytes]) -> Record:
+    async def _decode(self, entry: bytes, fields: list[bytes]) -> Record | None:
+        """The record of an entry; None when it is not of a type that is wanted."""
         if not is_compact(fields):
-            return Record.from_fields(fields, stream_id=entry.decode())
+            record = Record.from_fields(fields, stream_id=entry.decode())
+            return record if self._wants(record.type) else None
         declared = self._declared
         if declared.outdated(entry.decode(), fields) or declared.form is None:
             declared.form = await self._declaration()
+        if self._messages is not None and not self._wants(declared.form.type_of(fields)):
+            return None
         return declared.form.decode(entry.decode(), fields)
+
+    def _wants(self, record_type: str) -> bool:
+        wanted = self._messages
+        return wanted is None or record_type in wanted or record_type.rpartition(".")[2] in wanted
 
     async def _declaration(self) -> CompactForm:
         while True:

@@ -55,6 +55,7 @@ def mavlink_part(connect: Connect, settings: Settings, endpoint: str) -> RunPart
 
     async def run(kept: Kept) -> None:
         module = await asyncio.to_thread(import_module, "petalbus.handlers.mavlink.handler")
+        read_rates = import_module("petalbus.handlers.mavlink.ingest").read_rates
         await asyncio.to_thread(
             import_module("petalbus.handlers.mavlink.dialect").load_dialect, settings.mavlink_dialect
         )
@@ -69,6 +70,7 @@ def mavlink_part(connect: Connect, settings: Settings, endpoint: str) -> RunPart
                 dialect=settings.mavlink_dialect,
                 heartbeat_hz=settings.mavlink_heartbeat_hz,
                 max_altitude=settings.mavlink_max_altitude,
+                rates=read_rates(settings.mavlink_rates),
                 operators=frozenset(settings.mavlink_operators.replace(",", " ").split()),
             ) as handler,
         ):

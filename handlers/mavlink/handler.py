@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from types import TracebackType
@@ -20,17 +19,16 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from petalbus.daemon.bus.errors import BusError, HandlerError
 from petalbus.handlers.mavlink.calls import Calls
 from petalbus.handlers.mavlink.commands import ACCEPTED, CommandTimes
-from petalbus.handlers.mavlink.decode import CONTENT_TYPE
 from petalbus.handlers.mavlink.errors import MavlinkError, NotConnected, OrderNotAllowed, OrderOvertaken
 from petalbus.handlers.mavlink.framing import Frame
 from petalbus.handlers.mavlink.heartbeat import beat
+from petalbus.handlers.mavlink.ingest import Ingest
 from petalbus.handlers.mavlink.link import Link
 from petalbus.handlers.mavlink.orders import MAX_ALTITUDE_M, Order, Verb, order_from_command, order_from_emergency
 from petalbus.handlers.mavlink.procedures import Step
 from petalbus.handlers.mavlink.requests import WORKERS, Requests
 from petalbus.handlers.mavlink.status import StatePublisher
 from petalbus.handlers.mavlink.vehicle import Vehicle
-from petalbus.schemas.compact import CompactEntry, CompactForm
 from petalbus.schemas.stamps import boot_clock_ns
 
 if TYPE_CHECKING:
@@ -40,12 +38,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TOPIC: Final = "mavlink.rx"
 APP: Final = "vehicle"
 
-_MAX_WAITING: Final = 20_000
-_MAX_BATCH: Final = 512
-_COMPLAIN_EVERY_S: Final = 10.0
 _FIRST_HEARTBEAT_S: Final = 2.5
 
 
@@ -64,10 +58,11 @@ class MavlinkHandler:
         heartbeat_hz: float = 5.0,
         max_altitude: float = MAX_ALTITUDE_M,
         operators: frozenset[str] = frozenset(),
+        rates: Mapping[str, float] | None = None,
         times: CommandTimes | None = None,
     ) -> None:
         """``max_altitude`` (m above the take-off place) is what may be asked for at most, ``operators`` are the apps
-        that may turn single motors.
+        that may turn single motors; ``rates``: see Ingest.
 
         Raises EndpointError, DialectError or ValueError when a setting makes no sense.
         """
@@ -82,13 +77,7 @@ class MavlinkHandler:
             target_system=target_system,
             times=times,
         )
-        self.form = CompactForm(
-            topic=TOPIC,
-            type_prefix="mavlink.",
-            source=APP,
-            content_type=CONTENT_TYPE,
-            names={str(msgid): name for msgid, name in self.link.dialect.names.items()},
-        )
+        self.ingest = Ingest(bus, self.link.dialect, app=APP, rates=rates)
         self.calls = Calls(
             lambda message, system: self.link.send(message, system=system),
             lambda msgid, payload, system: self.link.send_payload(msgid, payload, system=system),
@@ -97,17 +86,11 @@ class MavlinkHandler:
             component=source_component,
         )
         self.requests = Requests(self.link, self.vehicle, ready=self._await_vehicle)
-        self.published = 0
-        self.lost = 0
-        """Frames that could not be stored: the bus was away or full for longer than the waiting room lasts."""
         self._bus = bus
         self._own = source_system, source_component
         self._heartbeat_hz = heartbeat_hz
         self._max_altitude = max_altitude
         self._operators = operators
-        self._waiting: deque[CompactEntry] = deque()
-        self._arrived = asyncio.Event()
-        self._complained = float("-inf")
         self._stack = AsyncExitStack()
         self._opened = 0.0
         self._stopping = False
@@ -122,7 +105,8 @@ class MavlinkHandler:
             await stack.enter_async_context(self.link)
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             running = [
-                tasks.create_task(self._publish(), name="mavlink.publish"),
+                tasks.create_task(self.ingest.run(), name="mavlink.ingest"),
+                tasks.create_task(self.ingest.latest.run(), name="mavlink.latest"),
                 tasks.create_task(beat(self.link, hertz=self._heartbeat_hz), name="mavlink.heartbeat"),
                 tasks.create_task(self._state.run(), name="mavlink.state"),
             ]
@@ -153,33 +137,7 @@ class MavlinkHandler:
         self.vehicle.on_frames(frames)
         self.requests.params.on_frames(frames)
         self.calls.on_frames(frames)
-        waiting = self._waiting
-        for frame in frames:
-            waiting.append(CompactEntry(str(frame.msgid), mono_ns, frame.raw))
-        while len(waiting) > _MAX_WAITING:
-            waiting.popleft()
-            self.lost += 1
-        self._arrived.set()
-
-    async def _publish(self) -> None:
-        """Store what came. While a batch is under way the next one gathers, so a slow bus makes larger batches."""
-        while True:
-            await self._arrived.wait()
-            self._arrived.clear()
-            while self._waiting:
-                batch = [self._waiting.popleft() for _ in range(min(_MAX_BATCH, len(self._waiting)))]
-                try:
-                    await self._bus.publish_compact(self.form, batch)
-                    self.published += len(batch)
-                except BusError as error:
-                    self.lost += len(batch)
-                    self._complain(error)
-
-    def _complain(self, error: BusError) -> None:
-        now = time.monotonic()
-        if now - self._complained > _COMPLAIN_EVERY_S:
-            self._complained = now
-            log.warning("MAVLink frames cannot be stored, %d lost so far: %s", self.lost, error)
+        self.ingest.on_frames(frames, mono_ns)
 
     async def _on_command(self, record: Record, context: Context) -> dict[str, Any]:
         """Handle ``command``; orders.py has what there is."""
@@ -248,9 +206,10 @@ class MavlinkHandler:
         return {
             "link": self.link.statistics(),
             "vehicle": self.vehicle.describe(),
-            "published": self.published,
-            "waiting": len(self._waiting),
-            "lost": self.lost,
+            "published": self.ingest.published,
+            "waiting": self.ingest.waiting,
+            "lost": self.ingest.lost,
+            "left_out": self.ingest.left_out,
             "commands_sent": self.vehicle.client.sent,
             "stray_acks": self.vehicle.client.stray_acks,
             "forwarded": self.requests.forwarded,

@@ -130,7 +130,7 @@ async def test_two_thousand_messages_a_second_are_stored_without_loss(
     vehicle: Vehicle, scripted: Callable[..., Any]
 ) -> None:
     peer = await scripted()
-    before = vehicle.handler.published
+    before = vehicle.handler.ingest.published
     message = mavlink.MAVLink_attitude_message(1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     due = time.monotonic()
     for _ in range(200):
@@ -139,11 +139,11 @@ async def test_two_thousand_messages_a_second_are_stored_without_loss(
         due += 0.005
         await asyncio.sleep(max(0.0, due - time.monotonic()))
     async with asyncio.timeout(10):
-        while vehicle.handler.published - before < 2000:
+        while vehicle.handler.ingest.published - before < 2000:
             await asyncio.sleep(0.02)
     statistics = vehicle.handler.statistics()
     assert statistics["lost"] == statistics["waiting"] == statistics["link"]["received"]["lost"] == 0
-    assert await vehicle.gcs.call("XLEN", vehicle.gcs.keys.topic("mavlink.rx")) == vehicle.handler.published
+    assert await vehicle.gcs.call("XLEN", vehicle.gcs.keys.topic("mavlink.rx")) == vehicle.handler.ingest.published
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ async def test_the_server_killed_and_restarted_stops_nothing_for_good(
 
         async def beat_until(stored: int) -> None:
             async with asyncio.timeout(20):
-                while handler.published < stored:
+                while handler.ingest.published < stored:
                     peer.heartbeat()
                     await asyncio.sleep(0.02)
 
@@ -336,13 +336,13 @@ async def test_the_server_killed_and_restarted_stops_nothing_for_good(
         peer.heartbeat()
         await asyncio.sleep(0.3)
         own_server.start()
-        await beat_until(handler.published + 20)
+        await beat_until(handler.ingest.published + 20)
         assert (await vehicle.command("arm")).data["status"] == "success"
         async with asyncio.timeout(10):
-            while handler.published + handler.lost < peer.sent:
+            while handler.ingest.published + handler.ingest.lost < peer.sent:
                 await asyncio.sleep(0.02)
         stored = own_server.command("XLEN", bus.keys.topic("mavlink.rx"))
-        assert handler.published <= stored <= handler.published + handler.lost
+        assert handler.ingest.published <= stored <= handler.ingest.published + handler.ingest.lost
 
 
 async def test_errors_leave_the_block_as_they_are(server: RealServer, bus_name: str) -> None:

@@ -1,0 +1,38 @@
+"""The settings of the vehicle's link and of the simulated vehicle."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+
+class VehicleSettings(BaseModel):
+    """Part of the daemon's settings."""
+
+    mavlink_endpoint: Annotated[
+        str | None, Field(description="MAVLink endpoint of a real vehicle, such as udpin:0.0.0.0:14550")
+    ] = None
+    mavlink_source_system: Annotated[int, Field(ge=1, le=255, description="our MAVLink system id")] = 2
+    mavlink_source_component: Annotated[int, Field(ge=1, le=255, description="our MAVLink component id")] = 140
+    mavlink_target_system: Annotated[
+        int | None, Field(ge=1, le=255, description="the vehicle's system id; the first autopilot heard when not given")
+    ] = None
+    mavlink_dialect: Annotated[str, Field(min_length=1, description="pymavlink dialect")] = "all"
+    mavlink_heartbeat_hz: Annotated[float, Field(gt=0, le=50, description="heartbeats that we send, a second")] = 5.0
+    mavlink_rates: Annotated[
+        str,
+        Field(
+            pattern=r"^(\s*\w+\s*=\s*\d{1,4}(\.\d+)?\s*([,;]|$))*$",
+            description="records a second of a message at most: ATTITUDE=10, RAW_IMU=0; all of the others",
+        ),
+    ] = ""
+    mavlink_operators: Annotated[str, Field(description="apps that may test single motors, with commas")] = ""
+    mavlink_max_altitude: Annotated[
+        float, Field(gt=0, le=10_000, description="highest takeoff altitude that is accepted (m)")
+    ] = 500.0
+
+    sim_enabled: Annotated[bool, Field(description="start a simulated vehicle and connect it")] = False
+    sim_autopilot: Annotated[Literal["px4", "ardupilot"], Field(description="whose ways the simulated vehicle has")] = (
+        "px4"
+    )
