@@ -14,6 +14,7 @@ from petalbus.daemon.cli import (
     config,
     dead,
     inbox,
+    mav,
     petal,
     petals,
     replay,
@@ -48,6 +49,7 @@ app.command("bench")(bench.bench)
 app.command("version")(version.version)
 app.add_typer(config.app, name="config")
 app.add_typer(dead.app, name="dead")
+app.add_typer(mav.app, name="mav")
 app.add_typer(petal.app, name="petal")
 app.add_typer(petals.app, name="petals")
 

@@ -24,6 +24,7 @@ from petalbus.handlers.mavlink.framing import Frame
 from petalbus.handlers.mavlink.heartbeat import beat
 from petalbus.handlers.mavlink.ingest import Ingest
 from petalbus.handlers.mavlink.link import Link
+from petalbus.handlers.mavlink.looking import Looking
 from petalbus.handlers.mavlink.orders import MAX_ALTITUDE_M, Order, Verb, order_from_command, order_from_emergency
 from petalbus.handlers.mavlink.procedures import Step
 from petalbus.handlers.mavlink.requests import WORKERS, Requests
@@ -85,6 +86,7 @@ class MavlinkHandler:
             system=source_system,
             component=source_component,
         )
+        self.looking = Looking(self.ingest.latest, self.statistics)
         self.requests = Requests(self.link, self.vehicle, ready=self._await_vehicle)
         self._bus = bus
         self._own = source_system, source_component
@@ -116,6 +118,7 @@ class MavlinkHandler:
         self._bus.on("command", redelivery="report", concurrency=None)(self._on_command)
         self._bus.on("emergency_command", redelivery="report", concurrency=None)(self._on_emergency)
         self.requests.register(self._bus)
+        self.looking.register(self._bus)
         return self
 
     async def __aexit__(

@@ -15,15 +15,16 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
-from petalbus.daemon.bus.errors import BusError, HandlerError
+from petalbus.daemon.bus.errors import HandlerError
 from petalbus.handlers.mavlink.commands import Ack, Target
 from petalbus.handlers.mavlink.decode import CONTENT_TYPE
-from petalbus.handlers.mavlink.errors import MavlinkError, OrderInvalid, OrderOvertaken
+from petalbus.handlers.mavlink.errors import OrderInvalid
 from petalbus.handlers.mavlink.framing import Frame, whole_frames
 from petalbus.handlers.mavlink.param_client import ParamClient
 from petalbus.handlers.mavlink.param_transfer import ENCODING_UNKNOWN, Refusal, Transfer
 from petalbus.handlers.mavlink.params import ParamEncoding, ParamType, ParamValue
 from petalbus.handlers.mavlink.reboot import Reboot
+from petalbus.handlers.mavlink.replying import progress, teller, told
 from petalbus.handlers.mavlink.wanted import (
     ListParams,
     ReadParams,
@@ -74,18 +75,18 @@ class Requests:
     def register(self, bus: Bus) -> None:
         """Handle the records on ``bus``."""
         bus.on("mavlink.send", redelivery="report", concurrency=None)(self._send)
-        bus.on("mavlink.command", redelivery="report", concurrency=_PARAM_OPERATIONS)(self._told(self._command))
-        bus.on("mavlink.reboot", redelivery="report", concurrency=1)(self._told(self._reboot))
-        bus.on("mavlink.param.get", concurrency=_PARAM_OPERATIONS)(self._told(self._read))
-        bus.on("mavlink.param.set", redelivery="report", concurrency=_PARAM_OPERATIONS)(self._told(self._write))
-        bus.on("mavlink.param.list", concurrency=_PARAM_OPERATIONS)(self._told(self._list))
+        bus.on("mavlink.command", redelivery="report", concurrency=_PARAM_OPERATIONS)(told(self._command))
+        bus.on("mavlink.reboot", redelivery="report", concurrency=1)(told(self._reboot))
+        bus.on("mavlink.param.get", concurrency=_PARAM_OPERATIONS)(told(self._read))
+        bus.on("mavlink.param.set", redelivery="report", concurrency=_PARAM_OPERATIONS)(told(self._write))
+        bus.on("mavlink.param.list", concurrency=_PARAM_OPERATIONS)(told(self._list))
 
     async def _send(self, record: Record) -> dict[str, int] | None:
         """Send frames that another program packed, in their order, under our identity."""
         data = record.data
         if not isinstance(data, bytes) or record.content_type != CONTENT_TYPE:
-            told = f"mavlink.send carries whole MAVLink frames as {CONTENT_TYPE}, not {type(data).__name__}"
-            raise HandlerError(told, error_code="MAVLINK_FRAMES_INVALID")
+            problem = f"mavlink.send carries whole MAVLink frames as {CONTENT_TYPE}, not {type(data).__name__}"
+            raise HandlerError(problem, error_code="MAVLINK_FRAMES_INVALID")
         try:
             frames = whole_frames(data, self._link.dialect.crc_extras)
             left = sum(self._forward(frame) for frame in frames)
@@ -119,7 +120,7 @@ class Requests:
             async for ack in acks:
                 if ack.final:
                     return self._ack(ack)
-                await _progress(context, self._ack(ack))
+                await progress(context, self._ack(ack))
         raise AssertionError("a command ended without a final acknowledgement")
 
     def _ack(self, ack: Ack) -> dict[str, Any]:
@@ -137,7 +138,7 @@ class Requests:
         await self._ready(record)
 
         async def tell(stage: dict[str, Any]) -> None:
-            await _progress(context, stage)
+            await progress(context, stage)
 
         seen = await Reboot(self._vehicle, wanted.order(), tell=tell).run()
         name = None if seen.ack_result is None else self._link.dialect.enum_name("MAV_RESULT", seen.ack_result)
@@ -153,7 +154,7 @@ class Requests:
         wanted = read_wanted(ReadParams, record.data)
         await self._ready(record)
         names = dict.fromkeys(wanted.names)
-        transfer = await self.params.read(names, limits=wanted.limits(), timeout=wanted.timeout, tell=_teller(context))
+        transfer = await self.params.read(names, limits=wanted.limits(), timeout=wanted.timeout, tell=teller(context))
         return await self._outcome(transfer)
 
     async def _write(self, record: Record, context: Context) -> dict[str, Any]:
@@ -164,37 +165,23 @@ class Requests:
             raise OrderInvalid("params.type", str(error), limit="a MAV_PARAM_TYPE of at most four bytes") from None
         await self._ready(record)
         transfer = await self.params.write(
-            items, limits=wanted.limits(verify=wanted.verify), timeout=wanted.timeout, tell=_teller(context)
+            items, limits=wanted.limits(verify=wanted.verify), timeout=wanted.timeout, tell=teller(context)
         )
         return await self._outcome(transfer)
 
     async def _list(self, record: Record, context: Context) -> dict[str, Any]:
         wanted = read_wanted(ListParams, record.data)
         await self._ready(record)
-        values = await self.params.list_all(timeout=wanted.timeout, tell=_teller(context))
+        values = await self.params.list_all(timeout=wanted.timeout, tell=teller(context))
         encoding = await self.params.encoding()
-        told, refused = _told_values(values, encoding)
-        return {"encoding": encoding, "values": told, "refused": refused}
+        shown, refused = _told_values(values, encoding)
+        return {"encoding": encoding, "values": shown, "refused": refused}
 
     async def _outcome(self, transfer: Transfer) -> dict[str, Any]:
         encoding = await self.params.encoding()
-        told, refused = _told_values({str(key): value for key, value in transfer.values.items()}, encoding)
+        shown, refused = _told_values({str(key): value for key, value in transfer.values.items()}, encoding)
         refused |= {str(key): _told_refusal(refusal) for key, refusal in transfer.refusals.items()}
-        return {"encoding": encoding, "values": told, "refused": refused, "sent": transfer.sent}
-
-    @staticmethod
-    def _told(
-        work: Callable[[Record, Context], Awaitable[dict[str, Any]]],
-    ) -> Callable[[Record, Context], Awaitable[dict[str, Any]]]:
-        """Its MAVLink errors as error replies."""
-
-        async def handle(record: Record, context: Context) -> dict[str, Any]:
-            try:
-                return await work(record, context)
-            except MavlinkError as error:
-                raise HandlerError(str(error), error_code=error.code, data=error.detail) from error
-
-        return handle
+        return {"encoding": encoding, "values": shown, "refused": refused, "sent": transfer.sent}
 
 
 def _told_values(
@@ -213,21 +200,3 @@ def _told_values(
 
 def _told_refusal(refusal: Refusal) -> dict[str, Any]:
     return {"code": refusal.code, "reason": refusal.reason, "error": refusal.error}
-
-
-def _teller(context: Context) -> Callable[[int, int | None], Awaitable[None]]:
-    async def tell(done: int, total: int | None) -> None:
-        await _progress(context, {"done": done, "total": total})
-
-    return tell
-
-
-async def _progress(context: Context, data: dict[str, Any]) -> None:
-    """Tell the sender. That nobody hears it is no reason to leave the work half done."""
-    try:
-        ours = await context.progress(data)
-    except BusError as error:
-        log.warning("progress could not be told: %s", error)
-        return
-    if not ours:
-        raise OrderOvertaken("given up half-way: the lease on this record is lost, and its sender was told so")

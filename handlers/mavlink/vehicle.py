@@ -17,6 +17,7 @@ from petalbus.handlers.mavlink.commands import CommandClient, CommandTimes
 from petalbus.handlers.mavlink.dialect import Dialect, MavMessage
 from petalbus.handlers.mavlink.errors import NotConnected
 from petalbus.handlers.mavlink.framing import Frame
+from petalbus.handlers.mavlink.modes import mode_name
 from petalbus.handlers.mavlink.orders import Order
 from petalbus.handlers.mavlink.procedures import Procedures, Steps
 from petalbus.handlers.mavlink.state import VehicleState
@@ -173,6 +174,7 @@ class Vehicle:
             "type": self.dialect.enum_name("MAV_TYPE", state.kind),
             "armed": state.armed,
             "custom_mode": state.custom_mode,
+            "mode": mode_name(state.autopilot, state.kind, state.custom_mode, self.dialect),
             "landed_state": self.dialect.enum_name("MAV_LANDED_STATE", state.landed_state),
             "heard_s": round(self._clock() - state.heard, 3),
         }
