@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             system=options.sysid,
             seed=options.seed,
             failures=Failures(loss=options.loss, delay=options.delay_ms / 1000, duplicate=options.duplicate),
+            more_params=options.more_params,
             silence=frozenset(_command_number(text) for text in options.silence),
         )
         asyncio.run(_run(wanted, journal=options.journal, with_parent=options.exit_with_parent))
@@ -98,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--silence", action="append", default=[], metavar="CMD", help="obey this MAV_CMD, and never acknowledge it"
     )
+    parser.add_argument("--more-params", type=int, default=0, metavar="N", help="so many parameters more")
     parser.add_argument(
         "--journal", type=Path, metavar="FILE", help="append a JSON line for each command; - is the standard output"
     )

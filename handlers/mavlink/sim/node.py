@@ -27,7 +27,7 @@ from petalbus.handlers.mavlink.sim.commands import COMMAND_INT_ID, COMMAND_LONG_
 from petalbus.handlers.mavlink.sim.disk import Disk
 from petalbus.handlers.mavlink.sim.failures import PERFECT_WIRE, Failures, FaultyTransport
 from petalbus.handlers.mavlink.sim.flight import Flight
-from petalbus.handlers.mavlink.sim.param_sets import ARDUPILOT_PARAMS, PX4_PARAMS
+from petalbus.handlers.mavlink.sim.param_sets import ARDUPILOT_PARAMS, PX4_PARAMS, more_params
 from petalbus.handlers.mavlink.sim.params import ParamServer, ParamStore
 from petalbus.handlers.mavlink.sim.service import Onboard
 from petalbus.handlers.mavlink.sim.services import make_services
@@ -54,6 +54,8 @@ class SimOptions:
     seed: int = 1
     failures: Failures = PERFECT_WIRE
     silence: frozenset[int] = frozenset()
+    more_params: int = 0
+    """How many parameters it has beyond its few: real vehicles have a thousand."""
 
 
 Journal = Callable[[dict[str, Any]], None]
@@ -75,6 +77,7 @@ class SimVehicle:
         )
         self.dialect = dialect
         entries = PX4_PARAMS if options.autopilot is PX4 else ARDUPILOT_PARAMS
+        entries += more_params(options.more_params)
         self.params = ParamServer(
             ParamStore(entries, options.autopilot.encoding),
             strict=options.autopilot is PX4,

@@ -69,3 +69,8 @@ ARDUPILOT_PARAMS: Final[tuple[tuple[str, ParamType, float], ...]] = (
     ("WPNAV_SPEED", _F, 500.0),
     ("WPNAV_SPEED_UP", _F, 250.0),
 )
+
+
+def more_params(number: int) -> tuple[tuple[str, ParamType, float], ...]:
+    """Further parameters without an effect, ``SIM_P0000`` and so on: as many as a real vehicle has."""
+    return tuple((f"SIM_P{place:04}", _F, place / 8) for place in range(number))

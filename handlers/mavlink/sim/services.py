@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from petalbus.handlers.mavlink.sim.autopilot import Autopilot
+from petalbus.handlers.mavlink.sim.autopilot import PX4, Autopilot
 from petalbus.handlers.mavlink.sim.disk import Disk
+from petalbus.handlers.mavlink.sim.ftp import FtpServer
+from petalbus.handlers.mavlink.sim.logs import LogServer
 from petalbus.handlers.mavlink.sim.service import Onboard, Service
+from petalbus.handlers.mavlink.sim.shell import ShellServer
 
 
-def make_services(onboard: Onboard, autopilot: Autopilot, disk: Disk) -> list[Service]:  # noqa: ARG001  # they come
+def make_services(onboard: Onboard, autopilot: Autopilot, disk: Disk) -> list[Service]:
     """All of them, for one vehicle."""
-    return []
+    return [
+        LogServer(onboard, autopilot, disk),
+        FtpServer(onboard, autopilot, disk),
+        *([ShellServer(onboard, disk)] if autopilot is PX4 else []),
+    ]
