@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from petalbus.petals.exits import contained
+from petalbus.petals.exits import PetalExited
 
 MAX_THREADS: Final = 4
 """Handlers that compute at a time, in one process; further ones wait for a thread."""
@@ -72,8 +72,10 @@ class _Work:
             if self._cancelled:
                 raise asyncio.CancelledError
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-        with contained():
+        try:
             return await self._function(*self._args)
+        except SystemExit as error:  # it would end the loop of this thread, and nobody would be told
+            raise PetalExited.of(error) from error
 
 
 def _threads() -> ThreadPoolExecutor:

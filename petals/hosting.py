@@ -16,6 +16,7 @@ from petalbus.daemon.bus.keys import checked_name
 from petalbus.petals.actions import record_actions
 from petalbus.petals.base import Petal
 from petalbus.petals.exits import contained
+from petalbus.petals.owner import acting_for
 from petalbus.petals.records import Ended, register
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class PetalHost(Generic[P]):
         bus = self._bus = petal._bus = self._connect(petal.name)
         await bus.start()
         try:
-            with contained():
+            with acting_for(petal), contained():
                 await self._start(petal, bus)
         except BaseException:
             self._bus = None
@@ -150,9 +151,9 @@ class PetalHost(Generic[P]):
             named = "mqtt" in (*self.needs, *petal.get_optional_proxies())
             if not (petal.use_mqtt_proxy or named or petal.has_mqtt_actions()):
                 return
-            self._mqtt_is_set_up = True
-            with contained():
+            with acting_for(petal), contained():
                 await self._set_up_topics(petal)
+            self._mqtt_is_set_up = True
 
     async def _set_up_topics(self, petal: Any) -> None:
         if (set_up_topics := getattr(petal, "_setup_mqtt_topics", None)) is not None:

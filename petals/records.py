@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from petalbus.daemon.bus.errors import HandlerError
 from petalbus.petals.actions import RecordAction
 from petalbus.petals.exits import contained
+from petalbus.schemas.stamps import boot_clock_ns
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
@@ -82,6 +83,9 @@ class Guarded:
         async with contextlib.AsyncExitStack() as stack:
             if self._turns is not None:
                 await stack.enter_async_context(self._turns.of(record))
+                if record.expired(boot_clock_ns()):
+                    text = f"the deadline passed before the turn of this {self._type} had come; it was not run"
+                    raise HandlerError(text, error_code="DEADLINE_EXPIRED")
             try:
                 async with asyncio.timeout(self._seconds) as within:
                     with contained():

@@ -55,6 +55,8 @@ class HttpOptions:
         }
         found = {ours: getattr(settings, theirs, None) for ours, theirs in names.items()}
         given: dict[str, Any] = {ours: value for ours, value in found.items() if value is not None}
+        if "root" in given:
+            given["root"] = Path(given["root"])  # it may have come as text, from another process
         return cls(
             **given,
             allowed_hosts=words(getattr(settings, "http_allowed_hosts", ())),

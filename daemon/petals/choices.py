@@ -85,11 +85,15 @@ class Choices:
         self._isolated = frozenset(words(getattr(settings, "petals_isolated", None)))
 
     def runs(self, names: Iterable[str], *, shipped: bool = False, named: bool = False) -> tuple[bool, str]:
-        """Whether a petal of these names runs, and who said so. ``named``: a setting names its class."""
-        names = frozenset(names)
+        """Whether a petal of these names runs, and who said so. ``named``: a setting names its class.
+
+        A decision under the first name counts before one under another.
+        """
+        names = tuple(names)
         for name in names:
             if name in self.decisions:
                 return self.decisions[name], "petalbus petals"
+        names = frozenset(names)
         if names & self._disabled:
             return False, "setting petals_disabled"
         if names & self._enabled:
@@ -122,12 +126,14 @@ class Decisions:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._made: dict[str, bool] = {}
+        self._own_names: dict[str, str] = {}
 
     def load(self) -> None:
         """Read the file. Blocks. One that is damaged is said, and counts as empty."""
         try:
             told = json.loads(self._path.read_text(encoding="utf-8"))
             self._made = {str(name): bool(runs) for name, runs in told["enabled"].items()}
+            self._own_names = {str(found): str(own) for found, own in told.get("own_names", {}).items()}
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -139,13 +145,31 @@ class Decisions:
     def __getitem__(self, name: str) -> bool:
         return self._made[name]
 
-    def make(self, name: str, *, runs: bool) -> None:
-        """Decide, and keep it. Blocks. Raises ChoicesError when it cannot be kept: it holds until the next start."""
+    def own_name(self, found: str) -> str | None:
+        """The name that a petal gave itself when it ran last, if that is another one."""
+        return self._own_names.get(found)
+
+    def make(self, name: str, *, runs: bool, also: Iterable[str] = ()) -> None:
+        """Decide about the petal that was found under ``name``, and is ``also`` known by others; keep it. Blocks.
+
+        Raises ChoicesError when it cannot be kept: it holds until the next start.
+        """
+        for other in also:
+            self._made.pop(other, None)
         self._made[name] = runs
+        self._keep()
+
+    def learn(self, found: str, own: str) -> None:
+        """Keep a petal's own name. Blocks. Raises ChoicesError."""
+        if own != found and self._own_names.get(found) != own:
+            self._own_names[found] = own
+            self._keep()
+
+    def _keep(self) -> None:
         part = self._path.with_name(f"{self._path.name}.part")
         try:
             with part.open("w", encoding="utf-8") as file:
-                json.dump({"enabled": self._made}, file, indent=1, sort_keys=True)
+                json.dump({"enabled": self._made, "own_names": self._own_names}, file, indent=1, sort_keys=True)
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(self._path)

@@ -4,6 +4,8 @@ RuntimeProblem
 ├── ChoicesError     a file that says which petals run is broken, or cannot be written
 ├── UnknownPetal     there is no petal of that name
 ├── LoadFailed       a petal's module or class cannot be loaded
+├── NotWanted        a choice says that the petal does not run; its name was not known before
+├── ChosenOtherwise  choices say that the petal lives otherwise; its name was not known before
 └── ProcessEnded     a petal's process ended by itself
 """
 
@@ -32,6 +34,18 @@ class LoadFailed(RuntimeProblem):
     """A petal's module or class cannot be loaded."""
 
     code = "petal_not_loaded"
+
+
+class NotWanted(RuntimeProblem):
+    """A choice says that the petal does not run; it goes by a name that was not known before."""
+
+    code = "petal_not_wanted"
+
+
+class ChosenOtherwise(RuntimeProblem):
+    """Choices say that the petal lives elsewhere, or needs more; they go by a name that was not known before."""
+
+    code = "petal_chosen_otherwise"
 
 
 class ProcessEnded(RuntimeProblem):

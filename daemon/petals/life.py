@@ -14,6 +14,7 @@ from petalbus.daemon.petals.errors import LoadFailed
 from petalbus.daemon.runtime.own_thread import in_own_thread
 from petalbus.petals.exits import contained
 from petalbus.petals.hosting import HostOptions, PetalHost
+from petalbus.petals.owner import tasks_of
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
@@ -81,7 +82,6 @@ class InDaemon:
         )
         self._host: PetalHost[Petal] | None = None
         self._mounted = False
-        self._left: set[asyncio.Task[Any]] = set()
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -105,24 +105,24 @@ class InDaemon:
     async def start(self) -> None:
         """Start it. Raises PetalNotStarted, and what the petal raises."""
         assert self._host is not None
-        before = asyncio.all_tasks()
         try:
             await self._host.start()
         except BaseException:
             await self._unmount("failed")
+            await self._end_left(self._host)
             raise
-        finally:
-            self._left = asyncio.all_tasks() - before
 
     async def stop(self) -> None:
         """Routes first, then the petal. Tasks that it made in ``startup`` and forgot are ended, and named."""
-        await self._unmount("stopped")
         host, self._host = self._host, None
         try:
-            if host is not None:
-                await host.stop()
+            await self._unmount("stopped")
         finally:
-            await self._end_left(host)
+            try:
+                if host is not None:
+                    await host.stop()
+            finally:
+                await self._end_left(host)
 
     async def organization_changed(self) -> None:
         """Set MQTT up, if that is still to do."""
@@ -166,21 +166,10 @@ class InDaemon:
             self.broken.set()
 
     async def _end_left(self, host: PetalHost[Petal] | None) -> None:
-        module = type(host.petal).__module__ if host is not None else ""
-        # of ours only the petal's own module: the clients of the bus belong to the same package
-        package = module if module.startswith("petalbus.") else module.partition(".")[0]
-        theirs = [task for task in self._left if not task.done() and _of(task, package)]
-        self._left = set()
-        for task in theirs:
+        """Tasks of the bus's client, which it began too, have ended with the client."""
+        left = tasks_of(host.petal) - {asyncio.current_task()} if host is not None else set()
+        for task in left:
             log.warning("a petal has left a task running; it is ended", petal=self.name, task=task.get_name())
             task.cancel()
-        if theirs:
-            await asyncio.wait(theirs, timeout=1.0)
-
-
-def _of(task: asyncio.Task[Any], package: str) -> bool:
-    """Whether a task runs code of a package."""
-    coroutine: Any = task.get_coro()
-    frame = getattr(coroutine, "cr_frame", None)
-    module = frame.f_globals.get("__name__", "") if frame is not None else ""
-    return bool(package) and (module == package or module.startswith(f"{package}."))
+        if left:
+            await asyncio.wait(left, timeout=1.0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from typing import Any, Final
 
@@ -18,9 +18,10 @@ import structlog
 
 from petalbus.daemon.petals.budget import Budget, Limits
 from petalbus.daemon.petals.discovery import Found
-from petalbus.daemon.petals.errors import LoadFailed
+from petalbus.daemon.petals.errors import ChosenOtherwise, LoadFailed, NotWanted
 from petalbus.daemon.petals.life import Life
 from petalbus.daemon.runtime.supervisor import explained
+from petalbus.petals.exits import contained
 from petalbus.petals.hosting import PetalNotStarted
 
 START_SECONDS: Final = 60.0
@@ -63,6 +64,9 @@ class Managed:
         self.reason = ""
         self.trace = ""
         self.since = time.monotonic()
+        self.was_asked_for = False
+        """Somebody started it by hand: then it runs, whatever the choices say."""
+
         self.blocks = 0
         """Times that it held up the loop."""
 
@@ -71,6 +75,9 @@ class Managed:
 
         self.release: Callable[[], None] = lambda: None
 
+        self.judge: Callable[[], Awaitable[None]] = _anything_goes
+        """Called once the petal's own name is known, which choices may go by. Raises NotWanted or ChosenOtherwise."""
+
         self._make = make
         self._missing = missing
         self._changed = changed
@@ -78,6 +85,7 @@ class Managed:
         self._life: Life | None = None
         self._proxies_changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
 
     @property
@@ -99,6 +107,7 @@ class Managed:
         """Stop it, and keep it stopped."""
         async with self._turn:
             await self._end()
+            self.was_asked_for = False
             self._set(PetalState.DISABLED, reason)
 
     async def restart(self, between: Callable[[], object] | None = None) -> None:
@@ -108,6 +117,7 @@ class Managed:
             if between is not None:
                 await asyncio.to_thread(between)
             self._budget.reset()
+            self.was_asked_for = True
             self._begin()
 
     def proxies_changed(self) -> None:
@@ -148,15 +158,24 @@ class Managed:
             self._task = asyncio.create_task(self._keep(), name=f"petal-{self.found.name}")
 
     async def _end(self) -> None:
+        """A life that is ending already is not disturbed: its end is bounded, and the next one must not overlap it."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await asyncio.wait([task])
+        if self._ending is not None:
+            await asyncio.wait([self._ending])
 
     async def _keep(self) -> None:
         while True:
             try:
-                await self._live()
+                with contained():
+                    await self._live()
+            except ChosenOtherwise:
+                continue
+            except NotWanted as reason:
+                self._set(PetalState.DISABLED, str(reason))
+                return
             except Exception as error:  # noqa: BLE001  # whatever a petal raises ends this life of it and nothing else
                 pause = self._budget.failed(time.monotonic())
                 if isinstance(error, LoadFailed):
@@ -176,18 +195,19 @@ class Managed:
             self.name, self.version = life.name, life.version
             if (owner := self.claim(life.name)) is not None:
                 raise LoadFailed(f"the name {life.name!r} belongs to another petal already ({owner})")
+            await self.judge()
             await self._start(life, needs)
             self.trace = ""
             self._set(PetalState.RUNNING)
+            await self.organization_changed()  # it may have become known while the petal started
             log.info("petal runs", petal=self.name, version=self.version, isolation=self.isolation)
             await life.broken.wait()
             raise PetalNotStarted(life.why)
         finally:
             if self.state is not PetalState.FAILED:
                 self._set(PetalState.STOPPING, self.reason)
-            await self._stop(life)
-            self._life = None
-            self.release()
+            self._ending = asyncio.create_task(self._finish(life), name=f"petal-{self.found.name}-end")
+            await asyncio.shield(self._ending)
 
     async def _start(self, life: Life, needs: tuple[str, ...]) -> None:
         while True:
@@ -215,10 +235,18 @@ class Managed:
             self._proxies_changed.clear()
             await self._proxies_changed.wait()
 
+    async def _finish(self, life: Life) -> None:
+        try:
+            await self._stop(life)
+        finally:
+            self._life = None
+            self.release()
+
     async def _stop(self, life: Life) -> None:
         try:
             async with asyncio.timeout(STOP_SECONDS):
-                await life.stop()
+                with contained():
+                    await life.stop()
         except TimeoutError:
             log.warning("a petal does not stop in time and is left", petal=self.name, seconds=STOP_SECONDS)
         except Exception:
@@ -236,3 +264,7 @@ class Managed:
         if (state, reason) != (self.state, self.reason):
             self.state, self.reason, self.since = state, reason, time.monotonic()
             self._changed(self)
+
+
+async def _anything_goes() -> None:
+    """Nobody judges."""

@@ -12,7 +12,7 @@ import structlog
 from petalbus.daemon.petals.budget import Limits
 from petalbus.daemon.petals.choices import Choices, Decisions, Yaml, read_yaml, words
 from petalbus.daemon.petals.discovery import PATHS, Found, find, unload
-from petalbus.daemon.petals.errors import ChoicesError, UnknownPetal
+from petalbus.daemon.petals.errors import ChoicesError, ChosenOtherwise, NotWanted, UnknownPetal
 from petalbus.daemon.petals.life import InDaemon, Life
 from petalbus.daemon.petals.managed import Managed, PetalState
 from petalbus.daemon.petals.process import InProcess
@@ -78,7 +78,7 @@ class PetalManager:
         self._choices = await asyncio.to_thread(self._read_choices)
         self._watchdog.start()
         await self._look()
-        first = [petal for petal in self._petals.values() if petal.names & set(self._choices.yaml.first)]
+        first = [petal for petal in self._petals.values() if {*self._names(petal.found)} & {*self._choices.yaml.first}]
         if any(self._runs(petal)[0] for petal in self._petals.values()):
             await self._surroundings.start(self._choices.yaml.proxies)
         for some in (first, [petal for petal in self._petals.values() if petal not in first]):
@@ -97,16 +97,21 @@ class PetalManager:
     async def act(self, name: str, action: str) -> dict[str, Any]:
         """``enable``, ``disable``, ``restart`` or ``reload`` one petal; what it is like then.
 
-        Raises UnknownPetal, ChoicesError, and ValueError for another action.
+        Raises UnknownPetal, ChoicesError, and ValueError for another action. It is done to its end also when nobody
+        waits for it any more.
         """
+        acting = asyncio.create_task(self._act(name, action), name=f"petals-{action}-{name}")
+        return await asyncio.shield(acting)
+
+    async def _act(self, name: str, action: str) -> dict[str, Any]:
         async with self._acting:
             petal = await self._named(name)
             if action == "enable":
-                await asyncio.to_thread(self._choices.decisions.make, petal.name, runs=True)
+                await asyncio.to_thread(self._decide, petal, runs=True)
                 await self._surroundings.start(self._choices.yaml.proxies)
                 await petal.enable()
             elif action == "disable":
-                await asyncio.to_thread(self._choices.decisions.make, petal.name, runs=False)
+                await asyncio.to_thread(self._decide, petal, runs=False)
                 await petal.disable("petalbus petals")
             elif action in ("restart", "reload"):
                 await self._surroundings.start(self._choices.yaml.proxies)
@@ -158,7 +163,7 @@ class PetalManager:
         raise UnknownPetal(f"there is no petal {name!r}; known petals: {known}")
 
     def _managed(self, found: Found) -> Managed:
-        isolation = self._choices.isolation((found.name,))
+        isolation = self._choices.isolation(self._names(found))
         petal = Managed(
             found,
             lambda: self._life(petal),
@@ -169,12 +174,45 @@ class PetalManager:
         )
         petal.claim = lambda name: self._claim(name, petal)
         petal.release = lambda: self._release(petal)
+        petal.judge = lambda: self._judge(petal)
         return petal
 
+    def _names(self, found: Found, own: str | None = None) -> tuple[str, ...]:
+        """What a petal is called: as it was found, and by itself as far as that is known."""
+        known = own or self._choices.decisions.own_name(found.name)
+        return (found.name,) if known in (None, found.name) else (found.name, str(known))
+
+    def _decide(self, petal: Managed, *, runs: bool) -> None:
+        names = self._names(petal.found, petal.name)
+        self._choices.decisions.make(petal.found.name, runs=runs, also=names)
+
+    async def _judge(self, petal: Managed) -> None:
+        """The petal's own name is known now: does what was chosen without it hold?
+
+        Raises NotWanted, ChosenOtherwise.
+        """
+        found = petal.found
+        chosen = self._chosen(self._names(found))
+        names = self._names(found, petal.name)
+        try:
+            await asyncio.to_thread(self._choices.decisions.learn, found.name, petal.name)
+        except ChoicesError as error:
+            log.warning("a petal's own name cannot be kept", petal=petal.name, error=str(error))
+        runs, why = self._choices.runs(names, shipped=found.shipped, named=found.origin == PATHS)
+        if not runs and not petal.was_asked_for:
+            raise NotWanted(why)
+        if self._chosen(names) != chosen:
+            raise ChosenOtherwise(f"choices for {petal.name} differ from those for {found.name}")
+
+    def _chosen(self, names: tuple[str, ...]) -> tuple[object, ...]:
+        return self._choices.isolation(names), self._choices.needs(names)
+
     def _life(self, petal: Managed) -> Life:
-        found, needs = petal.found, self._choices.needs(petal.names)
+        found = petal.found
+        names = self._names(found, petal.name if petal.name != found.name else None)
+        needs = self._choices.needs(names)
         timeout = self._setting("petals_handler_timeout", None)
-        petal.isolation = self._choices.isolation(petal.names)
+        petal.isolation = self._choices.isolation(names)
         options = {
             "workers": self._setting("petals_concurrency", 4),
             "window": self._setting("petals_queue", 64),
@@ -208,7 +246,7 @@ class PetalManager:
 
     def _runs(self, petal: Managed) -> tuple[bool, str]:
         named = petal.found.origin == PATHS
-        return self._choices.runs(petal.names, shipped=petal.found.shipped, named=named)
+        return self._choices.runs(self._names(petal.found), shipped=petal.found.shipped, named=named)
 
     def _claim(self, name: str, claimant: Managed) -> str | None:
         """Take a name for a petal; whose it is, where another one has it."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 MODULE: Final = "petalbus.daemon.petals.isolated"
 _TERMINATE_SECONDS: Final = 1.0
 _ANSWER_SECONDS: Final = 5.0
+_LAST_WORDS_SECONDS: Final = 0.3
 
 log: Final = structlog.get_logger(__name__)
 
@@ -44,6 +47,8 @@ class InProcess:
         self._mounts = mounts
         self._mounted = False
         self._child: asyncio.subprocess.Process | None = None
+        self._exited = asyncio.Event()
+        self._killed = False
         self._writer: asyncio.StreamWriter | None = None
         self._answers: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
@@ -65,8 +70,9 @@ class InProcess:
                 env={**os.environ, FD_VARIABLE: str(theirs.fileno())},
                 start_new_session=True,  # a Ctrl-C on the terminal is for the daemon, which then ends it in order
             )
+        self._tasks = [asyncio.create_task(self._await_exit(self._child), name=f"petal-{self.name}-exit")]
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE)
-        self._tasks = [
+        self._tasks += [
             asyncio.create_task(self._listen(reader), name=f"petal-{self.name}-control"),
             asyncio.create_task(self._show(), name=f"petal-{self.name}-output"),
         ]
@@ -102,8 +108,7 @@ class InProcess:
                         await self._answer("stopped")
                 await self._end(child)
         finally:
-            if child is not None and child.returncode is None:
-                child.kill()  # we were told not to wait any longer
+            self._kill_all()  # where we were told not to wait any longer, and what it has forked
             for task in self._tasks:
                 task.cancel()
             if self._writer is not None:
@@ -140,14 +145,7 @@ class InProcess:
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         assert self._child is not None
-        while True:
-            try:
-                told = await read(reader)
-            except ValueError as error:
-                log.warning("a petal's process talks nonsense and is ended", petal=self.name, error=str(error))
-                told = None
-            if told is None:
-                break
+        while (told := await self._heard(reader)) is not None:
             if told["event"] == "counters":
                 self._counters = told["counters"]
             elif told["event"] == "broken":
@@ -155,12 +153,56 @@ class InProcess:
                 self.broken.set()
             else:
                 self._answers.put_nowait(told)
-        if self._child.returncode is None:
-            await self._end(self._child)
+        await self._end(self._child)
+        self._kill_all()
         self.why = f"its process ended with {_exit(self._child.returncode)}"
         self._answers.put_nowait({"event": "ended"})
         if self._running:
             self.broken.set()
+
+    async def _heard(self, reader: asyncio.StreamReader) -> dict[str, Any] | None:
+        """What the process says next; None when it has ended, or talks nonsense.
+
+        The end of the process counts, not that of the line: whatever it has forked holds the line open.
+        """
+        reading = asyncio.create_task(read(reader), name=f"petal-{self.name}-read")
+        ending = asyncio.create_task(self._exited.wait(), name=f"petal-{self.name}-ending")
+        try:
+            await asyncio.wait((reading, ending), return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                await asyncio.wait((reading,), timeout=_LAST_WORDS_SECONDS)
+            return reading.result() if reading.done() else None
+        except ValueError as error:
+            log.warning("a petal's process talks nonsense and is ended", petal=self.name, error=str(error))
+            return None
+        except OSError:
+            return None
+        finally:
+            reading.cancel()
+            ending.cancel()
+
+    async def _await_exit(self, child: asyncio.subprocess.Process) -> None:
+        """Wait for the end of the process itself. (``child.wait`` waits for its pipes as well.)"""
+        loop = asyncio.get_running_loop()
+        try:
+            descriptor = os.pidfd_open(child.pid)
+        except OSError:  # a kernel without it, or a sandbox
+            await child.wait()
+            self._exited.set()
+            return
+        try:
+            loop.add_reader(descriptor, self._exited.set)
+            await self._exited.wait()
+        finally:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+
+    def _kill_all(self) -> None:
+        """It, and what it has forked: they are a session of their own. Once: later its number may be another's."""
+        if self._child is not None and not self._killed:
+            self._killed = True
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._child.pid, signal.SIGKILL)
 
     async def _show(self) -> None:
         """What the petal prints is told in the daemon's log."""
@@ -182,8 +224,11 @@ class InProcess:
                 stop()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TERMINATE_SECONDS):
-                    await child.wait()
-                    return
+                    await self._exited.wait()
+                    break
+        end = time.monotonic() + _TERMINATE_SECONDS
+        while child.returncode is None and time.monotonic() < end:  # noqa: ASYNC110  # its watcher is a thread, and soon done
+            await asyncio.sleep(0.005)
 
 
 def _exit(code: int | None) -> str:

@@ -66,6 +66,7 @@ class Relay:
         self._full = False
         self._deadlines: dict[str, tuple[float, bytes, str]] = {}
         self._replying: asyncio.Task[None] | None = None
+        self._reached: bytes | None = None
         self._client = Bus(
             bus.url, app=app, bus=bus.keys.bus, options=replace(bus.options, stop_grace=0.3, presence=False)
         )
@@ -181,7 +182,7 @@ class Relay:
 
     async def _hand_some_replies(self) -> int:
         self._arrived.clear()
-        cursor = (await self._outbox.ask("HGET", self._cursors, self.app)).decode()
+        cursor = await self._cursor()
         stream = self._keys.replies(self.app)
         rows = await self._outbox.ask("XRANGE", stream, f"({cursor}", "+", "COUNT", _REPLIES_AT_ONCE)
         for entry, fields in rows:
@@ -189,7 +190,20 @@ class Relay:
             if message is not None:
                 await self._hand(f"reply:{entry.decode()}", message, lambda: False)
             await self._outbox.ask("HSET", self._cursors, self.app, entry)
+            self._reached = bytes(entry)
         return len(rows)
+
+    async def _cursor(self) -> str:
+        """How far replies were handed over. A server that has forgotten it is told again."""
+        stored = await self._outbox.ask("HGET", self._cursors, self.app)
+        if stored is None and self._reached is not None:
+            await self._outbox.ask("HSET", self._cursors, self.app, self._reached)
+            stored = self._reached
+        elif stored is None:
+            await know_replies(self._outbox, self._keys, self.app)
+            stored = await self._outbox.ask("HGET", self._cursors, self.app)
+        self._reached = bytes(stored)
+        return self._reached.decode()
 
     def _reply(self, entry: bytes, fields: list[bytes]) -> CommunicationMessage | None:
         """A final reply as a message; others have no place in the plain form."""

@@ -8,12 +8,14 @@ arrives twice runs once. One that comes before its petal waits in the petal's in
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from petalbus.daemon.bus.errors import IdConflict, QueueFull
 from petalbus.handlers.mqtt.words import COMMAND, TOPIC, handlers_key, is_command_topic
 from petalbus.schemas.convert.names import bus_id
 from petalbus.schemas.errors import RecordInvalid
+from petalbus.schemas.stamps import BOOT_ID, boot_clock_ns
 from petalbus.schemas.vocabulary import APP_RULE
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ INVALID: Final = "mqtt.invalid"
 """The bus topic of what is no command although it came on a command topic."""
 
 DEADLINE: Final = 120.0
-"""Seconds after which a command that nobody has begun is not begun any more."""
+"""Seconds from its arrival after which a command that nobody has begun is not begun any more."""
 
 
 class CommandDispatch:
@@ -57,11 +59,15 @@ class CommandDispatch:
         if not isinstance(command, str) or not command or not isinstance(message_id, str | int):
             await self._keep(record, "a command needs the members command (text) and messageId")
             return
+        left = DEADLINE - _age(record)
+        if left <= 0:
+            await self._keep(record, f"it waited for longer than {DEADLINE:g} s before it could be offered to a petal")
+            return
         for app in await self._meant(command):
             name = bus_id(f"{message_id}@{app}")
             try:
                 # a key of its own: commands begin in order, and one that takes long holds up no other
-                receipt = await self._bus.send(app, COMMAND, record.data, id=name, key=name, deadline=DEADLINE)
+                receipt = await self._bus.send(app, COMMAND, record.data, id=name, key=name, deadline=left)
             except (RecordInvalid, IdConflict, QueueFull) as error:
                 await self._keep(record, f"it cannot be offered to {app}: {error}")
                 continue
@@ -79,3 +85,11 @@ class CommandDispatch:
         self.invalid += 1
         log.warning("a message on a command topic is kept in %s: %s", INVALID, reason)
         await self._bus.publish(INVALID, INVALID, {"reason": reason, "message": record.data, "id": record.id})
+
+
+def _age(record: Record) -> float:
+    """Seconds since it was recorded; by the wall clock where it was in another boot."""
+    if record.mono is not None and record.boot_id == BOOT_ID:
+        return (boot_clock_ns() - record.mono) / 1e9
+    stored_ms = int((record.stream_id or "0").partition("-")[0])
+    return max(0.0, time.time() - stored_ms / 1000)

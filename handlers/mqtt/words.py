@@ -52,8 +52,13 @@ def handlers_key(keys: Keys) -> str:
 
 
 def filters_key(keys: Keys) -> str:
-    """The hash of topic filters that somebody here wants: filter -> quality of service."""
+    """The hash of topic filters that apps here want: ``filter_field`` -> quality of service."""
     return f"{keys.prefix}mqtt:filters"
+
+
+def filter_field(app: str, topic: str) -> str:
+    """An app's wish for a filter. Each app has its own: one that leaves must not take the topic from another."""
+    return f"{app}|{topic}"
 
 
 def link_key(keys: Keys) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from petalbus.petals.exits import contained
 from petalbus.petals.heavy import run_heavy
+from petalbus.petals.owner import acting, is_of
 
 Callback = Callable[..., Awaitable[Any]]
 
@@ -30,18 +31,21 @@ class Listener:
         self.dropped = 0
         self.failed = 0
         self._log = log
+        self._registered_by = acting()
+        self._ended = False
         self._cpu_heavy = cpu_heavy
         self._waiting: deque[tuple[Any, ...]] = deque()
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    @property
-    def owner(self) -> object:
-        """The object whose method the callback is."""
-        return getattr(self.callback, "__self__", None)
+    def is_of(self, petal: object) -> bool:
+        """Whether the callback is a petal's."""
+        return is_of(petal, self.callback, self._registered_by)
 
     def put(self, *arguments: Any) -> None:
         """Call it soon. On the proxy's loop."""
+        if self._ended:
+            return
         if len(self._waiting) >= MAX_WAITING:
             self._waiting.popleft()
             self.dropped += 1
@@ -52,10 +56,22 @@ class Listener:
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name=f"callback-{self.what}")
 
+    def end(self) -> None:
+        """End; what waits is not called any more. A call under way goes on: it may be the one that ends it."""
+        self._ended = True
+        self._waiting.clear()
+        self._arrived.set()
+
     def stop(self) -> None:
-        """End; what waits is not called any more."""
+        """End at once, also in the middle of a call."""
+        self.end()
         if self._task is not None:
             self._task.cancel()
+
+    @property
+    def waiting(self) -> int:
+        """Calls that are still to come."""
+        return len(self._waiting)
 
     async def ended(self) -> None:
         """Wait until it has ended."""
@@ -63,7 +79,7 @@ class Listener:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        while True:
+        while not self._ended:
             while self._waiting:
                 arguments = self._waiting.popleft()
                 self.called += 1
@@ -74,5 +90,6 @@ class Listener:
                     self.failed += 1
                     name = getattr(self.callback, "__qualname__", repr(self.callback))
                     self._log.exception("callback %s of %s failed", name, self.what)
-            self._arrived.clear()
-            await self._arrived.wait()
+            if not self._ended:
+                self._arrived.clear()
+                await self._arrived.wait()

@@ -19,6 +19,7 @@ from petalbus.petals.proxies.localdb import (
     ALL,
     ConstraintFailed,
     DatabaseBusy,
+    DatabaseError,
     LocalDBProxy,
     QueryFailed,
     QueryRefused,
@@ -437,3 +438,28 @@ async def test_a_point_read_and_write_cost_little_more_than_aiosqlite(db: LocalD
                 times.append(ended - begun)
     assert statistics.median(reads) - statistics.median(plain_reads) < 300e-6
     assert statistics.median(writes) - statistics.median(plain_writes) < 300e-6
+
+
+async def test_what_begins_with_with_and_writes_is_undone_as_well(db: LocalDBProxy) -> None:
+    """A statement that is refused for its many rows after it wrote leaves nothing behind, whatever it begins with."""
+    await db.execute_query("CREATE TABLE numbers (a INTEGER)")
+    writing = (
+        "WITH c(x) AS (VALUES (1) UNION ALL SELECT x + 1 FROM c WHERE x < 3) "
+        "INSERT INTO numbers SELECT x FROM c RETURNING a"
+    )
+    with pytest.raises(QueryRefused):
+        await db.execute_query(writing, limit=1)
+    assert await db.fetch_all("SELECT * FROM numbers") == []
+    async with db.transaction() as transaction:
+        with pytest.raises(QueryRefused):
+            await transaction.execute_query(writing, limit=1)
+    assert await db.fetch_all("SELECT * FROM numbers") == []
+    assert len(await db.execute_query(writing)) == 3
+
+
+async def test_comments_before_a_statement_cost_nothing(db: LocalDBProxy) -> None:
+    begun = time.monotonic()
+    with pytest.raises(DatabaseError):
+        await db.execute_query("/* a */ " * 200 + "NONSENSE")
+    assert await db.fetch_one("-- one\n/* * two **/\n SELECT 1 AS a") == {"a": 1}
+    assert time.monotonic() - begun < 5

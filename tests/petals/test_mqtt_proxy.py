@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from bus.clients import until
 from petalbus.daemon.bus.client import Bus
-from petalbus.handlers.mqtt.dispatch import INVALID
-from petalbus.handlers.mqtt.words import link_key, matches
+from petalbus.handlers.mqtt.dispatch import INVALID, CommandDispatch
+from petalbus.handlers.mqtt.words import filters_key, handlers_key, link_key, matches
 from petalbus.petals.base import Petal
 from petalbus.petals.decorators import http_action, mqtt_action
+from petalbus.petals.owner import acting_for
 from petalbus.petals.proxies.listening import MAX_WAITING
 from petalbus.petals.proxies.mqtt import MQTTProxy
 from petalbus.schemas.errors import RecordInvalid
@@ -437,3 +439,66 @@ async def test_a_handler_that_is_not_called_can_be_found_out(world: World, caplo
     health = await world.proxy.health_check()
     assert (health["subscriptions"]["handlers"], health["device_info"]["organization_id"]) == (1, "ORG1")
     await close(petal)
+
+
+async def test_an_old_command_is_kept_and_not_offered(server: RealServer, bus_name: str) -> None:
+    """Its time counts from its arrival, not from when somebody could dispatch it."""
+    async with Bus(server.url, app="mqtt", bus=bus_name) as link, Bus(server.url, app="p", bus=bus_name) as petal:
+        await link.call("HSET", handlers_key(link.keys), "p", "1")
+        message = {"topic": f"{BASE}/command", "payload": {"command": "p/go", "messageId": "m1"}, "qos": 1}
+        stream = link.keys.topic("mqtt.rx")
+        await link.publish("mqtt.rx", "mqtt.message", message)
+        ((_, flat),) = await link.call("XRANGE", stream, "-", "+")
+        await link.call("DEL", stream)
+        flat[flat.index(b"boot_id") + 1] = b"ffffffff"  # of an earlier boot, so its age is the wall clock's
+        await link.call("XADD", stream, "1-1", *flat)
+        dispatch = CommandDispatch(link)
+        running = asyncio.create_task(dispatch.run(), name="dispatch")
+        try:
+            await until(lambda: dispatch.invalid == 1, "it is kept")
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        assert dispatch.offered == 0
+        rows = await link.call("XRANGE", link.keys.topic(INVALID), "-", "+")
+        assert len(rows) == 1
+        assert await petal.call("XLEN", petal.keys.inbox("p", 2)) == 0
+
+
+async def test_a_topic_belongs_to_each_app_that_wants_it(world: World) -> None:
+    """One that leaves takes it from no other."""
+    other = MQTTProxy(url=world.server.url, bus=world.bus_name, app_id="other.mqtt", organization=world.organization)
+    await other.start()
+    try:
+        for proxy in (world.proxy, other):
+            await proxy.subscribe("x/#", ignore)
+        await other.unsubscribe("x/#")
+        wanted = await world.link.call("HKEYS", filters_key(world.link.keys))
+        assert wanted == [b"petals.mqtt|x/#"]
+    finally:
+        await other.stop()
+
+
+async def test_topics_of_a_petal_end_with_it(world: World) -> None:
+    """Its methods, and closures that it registered while it started."""
+    petal, heard = Petal(), []
+
+    async def closure(topic: str, message: Any) -> None:
+        heard.append(topic)
+
+    with acting_for(petal):
+        await world.proxy.subscribe("a/1", closure)
+        await world.proxy.subscribe("shared", closure)
+    await world.proxy.subscribe("shared", ignore)
+    assert world.proxy.forget(petal) == 2
+
+    async def left() -> bool:
+        wanted = await world.link.call("HKEYS", filters_key(world.link.keys))
+        return bool(wanted == [b"petals.mqtt|shared"])
+
+    await until(left, "its own filter is left, the shared one is not")
+    assert await world.proxy.get_subscriptions() == {"shared": 1}
+
+
+async def ignore(topic: str, message: Any) -> None:
+    """Nothing."""

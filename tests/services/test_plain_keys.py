@@ -260,7 +260,7 @@ async def test_a_command_that_is_too_late_is_taken_away(clients: Clients, bus: B
         await served(bridge)
         with pytest.raises(RequestTimeout):
             await control.request(APP, "command", {"command": "takeoff"}, timeout=0.3)
-        later = (await control.send(APP, "command", {"command": "land"}, deadline=1)).id
+        later = (await control.send(APP, "command", {"command": "land"}, deadline=4)).id
         await until(lambda: bridge.counts["expired"] == 1, "the first is taken away")
         await settled(control, later, Status.DELIVERED)
         assert await keys.zcard(f"queue:{APP}:inbox") == 1

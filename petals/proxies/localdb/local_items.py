@@ -53,8 +53,11 @@ class LocalItems(ItemStore):
     async def scan(self, machine: str, table: str, filters: Sequence[Filter]) -> list[Item]:
         """The items, in the order in which they were first written."""
         query, params = _scan(table, machine, filters)
-        texts = await self._run(lambda connection: _texts(connection, query, params, table), writes=False)
-        return [_document(text, machine) for text in texts]
+
+        def work(connection: sqlite3.Connection) -> list[Item]:
+            return [_document(text, machine) for text in _texts(connection, query, params, table)]  # in the thread
+
+        return await self._run(work, writes=False)
 
     async def put(self, machine: str, table: str, key: str, value: str, data: Item, *, sync: bool) -> Item:
         """Write it whole."""

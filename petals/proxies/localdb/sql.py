@@ -17,7 +17,7 @@ T = TypeVar("T")
 MAX_ROWS: Final = 10_000
 MAX_ANSWER_BYTES: Final = 64 << 20
 _BATCH: Final = 256
-_COMMENTS: Final = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
+_COMMENTS: Final = r"(?:\s|--[^\n]*\n|/\*(?:[^*]|\*(?!/))*\*/)*"  # read in one way only: it must not stall
 _INSERTING: Final = re.compile(_COMMENTS + r"(?:INSERT|REPLACE|WITH)\b", re.IGNORECASE | re.DOTALL)
 _READING: Final = re.compile(_COMMENTS + r"(?:SELECT|VALUES|WITH|EXPLAIN|PRAGMA)\b", re.IGNORECASE | re.DOTALL)
 
@@ -43,7 +43,8 @@ class SqlCalls(ABC):
             return _rows(connection, statement, limit)
 
         writes = _READING.match(sql) is None
-        return await self._perform(work, writes=writes, whole=writes)
+        # what begins with WITH may do either: where it writes, it is undone as a whole, too
+        return await self._perform(work, writes=writes, whole=_INSERTING.match(sql) is not None or writes)
 
     async def fetch_one(self, sql: str, params: Params | None = None) -> dict[str, Any] | None:
         """The first row as a dictionary, or None when there is none."""

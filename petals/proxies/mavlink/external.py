@@ -56,6 +56,13 @@ class ExternalProxy(BaseProxy):
         """Stop calling ``fn`` for ``key``. One that is not registered is no error."""
         self._call_at_home(self._remove_handler, str(key), fn)
 
+    def forget(self, owner: object) -> int:
+        """End all handlers of a petal; how many there were. On the proxy's loop."""
+        number = self._handlers.remove_of(owner)
+        if number:
+            self._handlers_changed()
+        return number
+
     @abstractmethod
     def send(self, key: str, msg: Any, burst_count: int | None = None, burst_interval: float | None = None) -> None:
         """Queue a message and return at once."""

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 
 from petalbus.petals.exits import contained
 from petalbus.petals.heavy import run_heavy
+from petalbus.petals.owner import acting, is_of
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,11 @@ class Handler:
         self._task: asyncio.Task[None] | None = None
         self._complained = float("-inf")
         self._closed = False
+        self._registered_by = acting()
+
+    def is_of(self, petal: object) -> bool:
+        """Whether it is a petal's."""
+        return is_of(petal, self.function, self._registered_by)
 
     def put(self, incoming: Incoming) -> None:
         """Take a message; the oldest one makes room when too many wait. Only on the proxy's loop."""
@@ -171,6 +177,13 @@ class Handlers:
             self._handlers.remove(handler)
         self._rebuild()
         return bool(found)
+
+    def remove_of(self, petal: object) -> int:
+        """Unregister all of a petal's; how many there were."""
+        theirs = [one for one in self._handlers if one.is_of(petal)]
+        for handler in theirs:
+            self.remove(handler.key, handler.function)
+        return len(theirs)
 
     def know(self, ids: Mapping[str, int]) -> None:
         """Message names are known from now on."""

@@ -17,6 +17,7 @@ from petalbus.handlers.mqtt.words import COMMAND, handlers_key, mirrored
 from petalbus.petals.base import Petal
 from petalbus.petals.exits import contained
 from petalbus.petals.heavy import run_heavy
+from petalbus.petals.owner import acting, is_of
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
@@ -38,6 +39,7 @@ class Commands:
         self._buses: dict[str, Bus] = {}
         self._served: dict[int, list[str]] = {}
         self._next = itertools.count(1).__next__
+        self._registered_by: dict[str, object | None] = {}
         self._joining: set[asyncio.Task[None]] = set()
 
     def add(self, handler: Handler, *, cpu_heavy: bool) -> str:
@@ -46,6 +48,7 @@ class Commands:
             raise TypeError(f"an MQTT command handler must be 'async def', {handler!r} is not")
         name = f"handler-{self._next()}"
         self._handlers[name] = (handler, cpu_heavy)
+        self._registered_by[name] = acting()
         return name
 
     def join(self, name: str) -> None:
@@ -64,6 +67,7 @@ class Commands:
         """Forget a handler; False when there is none of that id."""
         if self._handlers.pop(name, None) is None:
             return False
+        del self._registered_by[name]
         bus = self._buses.pop(name, None)
         if bus is not None:
             served = self._served[id(bus)]
@@ -77,8 +81,8 @@ class Commands:
         return True
 
     def remove_of(self, owner: object) -> int:
-        """Forget the handlers that are methods of an object; how many there were."""
-        theirs = [name for name, (one, _) in self._handlers.items() if getattr(one, "__self__", None) is owner]
+        """Forget the handlers of a petal; how many there were."""
+        theirs = [name for name, (one, _) in self._handlers.items() if is_of(owner, one, self._registered_by[name])]
         return sum(self.remove(name) for name in theirs)
 
     async def settled(self) -> None:

@@ -73,6 +73,7 @@ class MQTTProxy(BaseProxy):
         self._bus_turn = asyncio.Lock()
         self._commands = Commands(self._own_bus)
         self._topics = Topics()
+        self._leaving: set[asyncio.Task[None]] = set()
         self._reading: asyncio.Task[None] | None = None
         self._link_up = False
         self.is_connected = Connected(lambda: self._link_up, self._ask_link)
@@ -142,8 +143,18 @@ class MQTTProxy(BaseProxy):
         return self._commands.remove(subscription_id)
 
     def forget(self, owner: object) -> int:
-        """End all registrations whose handlers are methods of an object; how many there were. On the proxy's loop."""
-        return self._commands.remove_of(owner)
+        """End all registrations of a petal; how many there were. On the proxy's loop."""
+        gone, unused = self._topics.remove_of(owner)
+        for topic in unused:
+            task = asyncio.get_running_loop().create_task(self._leave_filter(topic), name=f"mqtt-leave-{topic}")
+            self._leaving.add(task)
+            task.add_done_callback(self._left)
+        return gone + self._commands.remove_of(owner)
+
+    def _left(self, task: asyncio.Task[None]) -> None:
+        self._leaving.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("a topic that nobody wants any more is still subscribed: %s", error)
 
     async def send_command_ack(self, message_id: str, service: str, ack_type: str = "service-received") -> bool:
         """Tell the sender of a command that a petal has it. True when the acknowledgement is stored."""
@@ -189,7 +200,7 @@ class MQTTProxy(BaseProxy):
         """
         name = self._topics.add(topic, callback)
         bus = await self._own_bus()
-        await bus.call("HSET", words.filters_key(bus.keys), topic, qos)
+        await bus.call("HSET", words.filters_key(bus.keys), words.filter_field(bus.app, topic), qos)
         self._read()
         return name
 
@@ -208,10 +219,13 @@ class MQTTProxy(BaseProxy):
         """End all callbacks of a topic or pattern; False when there are none."""
         listeners = self._topics.remove(topic)
         for listener in listeners:
-            listener.stop()
-        bus = await self._own_bus()
-        await bus.call("HDEL", words.filters_key(bus.keys), topic)
+            listener.end()
+        await self._leave_filter(topic)
         return bool(listeners)
+
+    async def _leave_filter(self, topic: str) -> None:
+        bus = await self._own_bus()
+        await bus.call("HDEL", words.filters_key(bus.keys), words.filter_field(bus.app, topic))
 
     unsubscribe_from_topic = unsubscribe
 

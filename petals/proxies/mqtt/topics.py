@@ -44,6 +44,14 @@ class Topics:
         found = [name for name, listener in self._listeners.items() if listener.pattern == pattern]
         return [self._listeners.pop(name) for name in found]
 
+    def remove_of(self, petal: object) -> tuple[int, set[str]]:
+        """End all callbacks of a petal; how many there were, and filters that have no callback any more."""
+        theirs = {name: one for name, one in self._listeners.items() if one.is_of(petal)}
+        for name, listener in theirs.items():
+            del self._listeners[name]
+            listener.stop()
+        return len(theirs), {one.pattern for one in theirs.values()} - self.patterns.keys()
+
     def deliver(self, topic: str, message: dict[str, Any]) -> None:
         """Give a message to every callback whose filter it fits."""
         for listener in self._listeners.values():

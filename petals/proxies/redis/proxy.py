@@ -115,13 +115,12 @@ class RedisProxy(TwoWayMessages, PubSub, KeyValue):
         from petalbus.daemon.connect import connect  # noqa: PLC0415  # only where a client is made
 
         async with self._opening:
-            if self._bus is not None:
-                return
-            client = connect(self._url, app=self.app_id, bus=self._bus_name)
-            await client.start()
-            self._bus = client
+            if self._bus is None:
+                client = connect(self._url, app=self.app_id, bus=self._bus_name)
+                await client.start()
+                self._bus = client
             self._set_ready(True)
-            await self._start_pubsub()
+            await self._start_pubsub()  # where this fails it is not ready, and all of this is tried again
 
     async def _connect_later(self) -> None:
         while True:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
+import re
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any, Final
@@ -22,7 +23,7 @@ from petalbus.daemon.bus.errors import BusError
 from petalbus.daemon.bus.scripts import load
 from petalbus.daemon.bus.tail import Entries, Tail
 from petalbus.petals.proxies.base import BaseProxy
-from petalbus.petals.proxies.listening import Listener
+from petalbus.petals.proxies.listening import MAX_WAITING, Listener
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.vocabulary import MAX_PAYLOAD_BYTES
 
@@ -37,6 +38,10 @@ OLDEST: Final = "oldest"
 MAX_CHANNEL: Final = 512
 _BATCH: Final = 500
 _SETTLE_SECONDS: Final = 5.0
+_RETRY_SECONDS: Final = 1.0
+_MOST_HELD: Final = 2000
+_LOOK_SECONDS: Final = 0.01
+_PLACE: Final = re.compile(r"\d{1,20}(-\d{1,20})?")
 
 
 class Registered:
@@ -54,11 +59,23 @@ class Subscriber(Listener):
 
     def __init__(self, name: str, callback: Callback, *, pattern: bool, cpu_heavy: bool, start: str) -> None:
         super().__init__(f"channel {name!r}", callback, cpu_heavy=cpu_heavy, log=log)
+        if start not in (NEW, OLDEST) and not _PLACE.fullmatch(start):
+            raise ValueError(f"start={start!r}: it is new, oldest, or the stream id after which to go on")
         self.name = name
         self.pattern = pattern
         self.start = start
         self.held: list[tuple[bytes, str, str]] | None = [] if start != NEW else None
         """What came while it was catching up."""
+        self.reached = b"0-0"
+        """The last record that it got while it was catching up."""
+        self.catching_up = False
+
+    @property
+    def after(self) -> str:
+        """Where to read on while it is catching up."""
+        if self.reached != b"0-0":
+            return f"({self.reached.decode()}"
+        return "-" if self.start == OLDEST else f"({self.start}"
 
     def fits(self, channel: str) -> bool:
         """Whether a message on a channel is for it."""
@@ -68,6 +85,7 @@ class Subscriber(Listener):
         """Call it soon, or once it has caught up."""
         if self.held is not None:
             self.held.append((entry, channel, message))
+            del self.held[:-_MOST_HELD]  # what is left out is still in the records, where it is catching up
         else:
             self.put(channel, message)
 
@@ -83,6 +101,7 @@ class PubSub(BaseProxy):
         self._hearing: asyncio.Lock = asyncio.Lock()
         self._marked: tuple[bytes, int] = (b"", 0)
         self._working: set[asyncio.Task[None]] = set()
+        self._beginning: set[asyncio.Task[None]] = set()
         self.published = 0
 
     @abstractmethod
@@ -98,6 +117,9 @@ class PubSub(BaseProxy):
         name, body = _checked(channel), message.encode() if isinstance(message, str) else bytes(message)
         if len(body) > MAX_PAYLOAD_BYTES:
             raise RecordInvalid("message", f"has {len(body)} bytes", limit=f"at most {MAX_PAYLOAD_BYTES} bytes")
+        if self._beginning:
+            # who subscribed before this on the same proxy, awaited or not, misses nothing of it
+            await asyncio.wait(self._beginning, timeout=_SETTLE_SECONDS)
         bus = await self._own_bus()
         keys = bus.keys
         items = channels.record_items(name.encode(), body, source=bus.app, clock=bus.clock)
@@ -140,8 +162,8 @@ class PubSub(BaseProxy):
         return self._unregister(lambda one: one.pattern and one.name == channel and callback in (None, one.callback))
 
     def forget(self, owner: object) -> int:
-        """End all callbacks that are methods of an object; how many there were. On the proxy's loop."""
-        theirs = [one for one in self._subscribers if one.owner is owner]
+        """End all callbacks of a petal; how many there were. On the proxy's loop."""
+        theirs = [one for one in self._subscribers if one.is_of(owner)]
         self._unregister(lambda one: one in theirs)
         return len(theirs)
 
@@ -175,7 +197,7 @@ class PubSub(BaseProxy):
         if self._loop is None or not self.is_ready:
             registered.done.set_result(None)  # it begins with the proxy
         else:
-            self._call_at_home(self._work, self._begin(subscriber), registered)
+            self._call_at_home(self._work, self._begin(subscriber), registered, self._beginning)
         return registered
 
     def _unregister(self, which: Callable[[Subscriber], bool]) -> Registered:
@@ -190,7 +212,7 @@ class PubSub(BaseProxy):
 
     async def _end(self, gone: list[Subscriber]) -> None:
         for one in gone:
-            one.stop()
+            one.end()
         if self._ears is not None:
             channels_left = {one.name for one in self._subscribers if not one.pattern}
             patterns_left = {one.name for one in self._subscribers if one.pattern}
@@ -200,42 +222,64 @@ class PubSub(BaseProxy):
             )
             await self._ears.settled(_SETTLE_SECONDS)
 
-    def _work(self, work: Any, registered: Registered) -> None:
+    def _work(self, work: Any, registered: Registered, among: set[asyncio.Task[None]] | None = None) -> None:
         task = asyncio.get_running_loop().create_task(work, name="redis-subscribe")
         self._working.add(task)
+        if among is not None:
+            among.add(task)
+            task.add_done_callback(among.discard)
         task.add_done_callback(lambda done: self._worked(done, registered))
 
     def _worked(self, task: asyncio.Task[None], registered: Registered) -> None:
         self._working.discard(task)
-        if task.cancelled():
-            registered.done.cancel()
-        elif (error := task.exception()) is not None:
+        if not task.cancelled() and (error := task.exception()) is not None:
             log.warning("a change of subscriptions takes effect when the server is back: %s", error)
-            registered.done.set_exception(error)
-        else:
-            registered.done.set_result(None)
+            if not registered.done.done():
+                registered.done.set_exception(error)
+        elif not registered.done.done():  # who waited for it may have been cancelled
+            registered.done.set_result(None) if not task.cancelled() else registered.done.cancel()
 
     async def _begin(self, subscriber: Subscriber) -> None:
+        try:
+            await self._begin_hearing(subscriber)
+        except (BusError, ServerError):
+            again = asyncio.create_task(self._begin_hearing_later(subscriber), name="redis-subscribe-later")
+            self._working.add(again)
+            again.add_done_callback(self._working.discard)
+            raise
+
+    async def _begin_hearing(self, subscriber: Subscriber) -> None:
         await self._hear()
         assert self._ears is not None
         self._listen_to(subscriber)
-        if subscriber.held is not None:
-            await self._catch_up(subscriber)
+        await self._catch_up(subscriber)
         await self._ears.settled(_SETTLE_SECONDS)
+
+    async def _begin_hearing_later(self, subscriber: Subscriber) -> None:
+        """Until it works, or nobody wants it any more."""
+        while subscriber in self._subscribers:
+            await asyncio.sleep(_RETRY_SECONDS)
+            try:
+                await self._begin_hearing(subscriber)
+            except (BusError, ServerError) as error:
+                log.debug("%s is still not heard: %s", subscriber.what, error)
+            else:
+                return
 
     async def _hear(self) -> None:
         """The two connections: the records, and the channels."""
         async with self._hearing:
+            fresh = self._tail is None
             if self._tail is None:
                 bus = await self._own_bus()
-                tail = Tail(bus, channels.TOPIC, on_entries=self._entries)
-                self._tail = tail
+                self._tail = Tail(bus, channels.TOPIC, on_entries=self._entries)
                 self._ears = channels.Listener(bus, "redis-channels", heard=self._heard)
                 self._ears.add(channels=[channels.marks(bus.keys)])
                 self._ears.start()
-                await tail.open()
                 for subscriber in self._subscribers:
                     self._listen_to(subscriber)
+            await self._tail.open()  # before anybody catches up: what comes after that must not fall between the two
+            if fresh:
                 for subscriber in [one for one in self._subscribers if one.held is not None]:
                     await self._catch_up(subscriber)
 
@@ -247,24 +291,38 @@ class PubSub(BaseProxy):
             self._ears.add(channels=[subscriber.name])
 
     async def _catch_up(self, subscriber: Subscriber) -> None:
-        """Deliver what was said before, then what came meanwhile, each once."""
-        if subscriber.held is None:
+        """Deliver what was said before, then what came meanwhile, each once, and not faster than it is taken."""
+        if subscriber.held is None or subscriber.catching_up:
             return
+        subscriber.catching_up = True
+        try:
+            await self._deliver_kept(subscriber)
+        finally:
+            subscriber.catching_up = False
+
+    async def _deliver_kept(self, subscriber: Subscriber) -> None:
         bus = await self._own_bus()
         stream = bus.keys.topic(channels.TOPIC)
-        after = "-" if subscriber.start == OLDEST else f"({subscriber.start}"
-        last = b"0-0"
-        while rows := await bus.ask("XRANGE", stream, after, "+", "COUNT", _BATCH):
+        while rows := await bus.ask("XRANGE", stream, subscriber.after, "+", "COUNT", _BATCH):
+            await self._room(subscriber)
             for entry, flat in rows:
                 told = channels.read_items(flat)
                 if told is not None and subscriber.fits(told[0]):
                     subscriber.put(*told)
-                last = entry
-            after = f"({last.decode()}"
-        held, subscriber.held = subscriber.held or [], None
-        for entry, channel, message in held:
-            if _place(entry) > _place(last):
-                subscriber.put(channel, message)
+                subscriber.reached = entry
+        while subscriber.held:
+            await self._room(subscriber)
+            batch = subscriber.held[:_BATCH]
+            del subscriber.held[:_BATCH]
+            for entry, channel, message in batch:
+                if _place(entry) > _place(subscriber.reached):
+                    subscriber.put(channel, message)
+        subscriber.held = None
+
+    async def _room(self, subscriber: Subscriber) -> None:
+        """Wait until its callback has taken enough for another batch."""
+        while subscriber in self._subscribers and subscriber.waiting + _BATCH > MAX_WAITING:  # noqa: ASYNC110  # it tells nobody
+            await asyncio.sleep(_LOOK_SECONDS)
 
     def _entries(self, entries: Entries) -> None:
         for entry, flat in entries:
