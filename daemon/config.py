@@ -190,6 +190,7 @@ _EXAMPLES: Final[dict[str, Any]] = {
     "server": "/usr/bin/redis-server",
     "ingest_telemetry_rate": 1000.0,
     "mavlink_endpoint": "udpin:0.0.0.0:14550",
+    "mavlink_signing_key": "a long passphrase",
     "mavlink_target_system": 1,
     "petals_file": "/opt/petals/proxies.yaml",
     "petals_root": "/opt/petals",

@@ -11,8 +11,14 @@ class VehicleSettings(BaseModel):
     """Part of the daemon's settings."""
 
     mavlink_endpoint: Annotated[
-        str | None, Field(description="MAVLink endpoint of a real vehicle, such as udpin:0.0.0.0:14550")
+        str | None, Field(description="MAVLink endpoints of a real vehicle, with commas: udpin:0.0.0.0:14550")
     ] = None
+    mavlink_signing_key: Annotated[
+        str | None, Field(min_length=1, description="MAVLink 2 signing: a passphrase, or 64 hexadecimal digits")
+    ] = None
+    mavlink_accept_unsigned: Annotated[
+        bool, Field(description="with a signing key: take in unsigned messages, too")
+    ] = False
     mavlink_source_system: Annotated[int, Field(ge=1, le=255, description="our MAVLink system id")] = 2
     mavlink_source_component: Annotated[int, Field(ge=1, le=255, description="our MAVLink component id")] = 140
     mavlink_target_system: Annotated[

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from petalbus.daemon.paths import DataPaths
 from petalbus.daemon.runtime.supervisor import Kept, RunPart
 
 if TYPE_CHECKING:
@@ -45,9 +46,9 @@ def endpoint_of(settings: Settings) -> str | None:
         return f"udpin:127.0.0.1:{_free_udp_port()}"
     if not settings.mavlink_endpoint:
         return None
-    from petalbus.handlers.mavlink.endpoint import Endpoint  # noqa: PLC0415  # only who has a vehicle needs it
+    from petalbus.handlers.mavlink.endpoint import parse_endpoints  # noqa: PLC0415  # only who has a vehicle needs it
 
-    return str(Endpoint.parse(settings.mavlink_endpoint))
+    return ",".join(map(str, parse_endpoints(settings.mavlink_endpoint)))
 
 
 def mavlink_part(connect: Connect, settings: Settings, endpoint: str) -> RunPart:
@@ -64,14 +65,18 @@ def mavlink_part(connect: Connect, settings: Settings, endpoint: str) -> RunPart
             module.MavlinkHandler(
                 bus,
                 endpoint=endpoint,
-                source_system=settings.mavlink_source_system,
-                source_component=settings.mavlink_source_component,
-                target_system=settings.mavlink_target_system,
-                dialect=settings.mavlink_dialect,
-                heartbeat_hz=settings.mavlink_heartbeat_hz,
-                max_altitude=settings.mavlink_max_altitude,
-                rates=read_rates(settings.mavlink_rates),
-                operators=frozenset(settings.mavlink_operators.replace(",", " ").split()),
+                options=module.MavlinkOptions(
+                    source_system=settings.mavlink_source_system,
+                    source_component=settings.mavlink_source_component,
+                    target_system=settings.mavlink_target_system,
+                    dialect=settings.mavlink_dialect,
+                    heartbeat_hz=settings.mavlink_heartbeat_hz,
+                    max_altitude=settings.mavlink_max_altitude,
+                    transfers=DataPaths.of(settings.data).root / "transfers",
+                    signing=_signer(settings),
+                    rates=read_rates(settings.mavlink_rates),
+                    operators=frozenset(settings.mavlink_operators.replace(",", " ").split()),
+                ),
             ) as handler,
         ):
             try:
@@ -122,6 +127,18 @@ async def _end(child: asyncio.subprocess.Process) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(_TERMINATE_SECONDS):
                 await child.wait()
+
+
+def _signer(settings: Settings) -> Any:
+    """Signs and checks frames; None where no key is set. Raises SigningError."""
+    if not settings.mavlink_signing_key:
+        return None
+    module = import_module("petalbus.handlers.mavlink.signing")
+    return module.Signer(
+        module.signing_key(settings.mavlink_signing_key),
+        accept_unsigned=settings.mavlink_accept_unsigned,
+        memory=DataPaths.of(settings.data).root / "mavlink-signing",
+    )
 
 
 def _free_udp_port() -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from types import TracebackType
@@ -18,17 +18,20 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from petalbus.daemon.bus.errors import BusError, HandlerError
 from petalbus.handlers.mavlink.calls import Calls
-from petalbus.handlers.mavlink.commands import ACCEPTED, CommandTimes
+from petalbus.handlers.mavlink.commands import ACCEPTED
 from petalbus.handlers.mavlink.errors import MavlinkError, NotConnected, OrderNotAllowed, OrderOvertaken
+from petalbus.handlers.mavlink.file_requests import FileRequests
 from petalbus.handlers.mavlink.framing import Frame
 from petalbus.handlers.mavlink.heartbeat import beat
 from petalbus.handlers.mavlink.ingest import Ingest
 from petalbus.handlers.mavlink.link import Link
 from petalbus.handlers.mavlink.looking import Looking
-from petalbus.handlers.mavlink.orders import MAX_ALTITUDE_M, Order, Verb, order_from_command, order_from_emergency
+from petalbus.handlers.mavlink.options import MavlinkOptions
+from petalbus.handlers.mavlink.orders import Order, Verb, order_from_command, order_from_emergency
 from petalbus.handlers.mavlink.procedures import Step
 from petalbus.handlers.mavlink.requests import WORKERS, Requests
 from petalbus.handlers.mavlink.status import StatePublisher
+from petalbus.handlers.mavlink.transfers import Transfers
 from petalbus.handlers.mavlink.vehicle import Vehicle
 from petalbus.schemas.stamps import boot_clock_ns
 
@@ -52,47 +55,39 @@ class MavlinkHandler:
         bus: Bus,
         *,
         endpoint: str,
-        source_system: int = 2,
-        source_component: int = 140,
-        target_system: int | None = None,
-        dialect: str = "all",
-        heartbeat_hz: float = 5.0,
-        max_altitude: float = MAX_ALTITUDE_M,
-        operators: frozenset[str] = frozenset(),
-        rates: Mapping[str, float] | None = None,
-        times: CommandTimes | None = None,
+        options: MavlinkOptions | None = None,
     ) -> None:
-        """``max_altitude`` (m above the take-off place) is what may be asked for at most, ``operators`` are the apps
-        that may turn single motors; ``rates``: see Ingest.
-
-        Raises EndpointError, DialectError or ValueError when a setting makes no sense.
+        """``endpoint``: one or several, with commas. Raises EndpointError, DialectError or ValueError when a setting
+        makes no sense.
         """
+        self.options = options = options or MavlinkOptions()
+        ours = {"system": options.source_system, "component": options.source_component}
         self.link = Link(
-            endpoint, on_frames=self._on_frames, dialect=dialect, system=source_system, component=source_component
+            endpoint,
+            on_frames=self._on_frames,
+            dialect=options.dialect,
+            signing=options.signing,
+            **ours,
         )
         self.vehicle = Vehicle(
             lambda message, system: self.link.send(message, system=system),
             dialect=self.link.dialect,
-            system=source_system,
-            component=source_component,
-            target_system=target_system,
-            times=times,
+            system=options.source_system,
+            component=options.source_component,
+            target_system=options.target_system,
+            times=options.times,
         )
-        self.ingest = Ingest(bus, self.link.dialect, app=APP, rates=rates)
+        self.ingest = Ingest(bus, self.link.dialect, app=APP, rates=options.rates)
         self.calls = Calls(
             lambda message, system: self.link.send(message, system=system),
             lambda msgid, payload, system: self.link.send_payload(msgid, payload, system=system),
             dialect=self.link.dialect,
-            system=source_system,
-            component=source_component,
+            **ours,
         )
+        self.files = FileRequests(self.calls, self.vehicle, Transfers(options.transfers))
         self.looking = Looking(self.ingest.latest, self.statistics)
-        self.requests = Requests(self.link, self.vehicle, ready=self._await_vehicle)
+        self.requests = Requests(self.link, self.vehicle, self.files.ftp, ready=self._await_vehicle)
         self._bus = bus
-        self._own = source_system, source_component
-        self._heartbeat_hz = heartbeat_hz
-        self._max_altitude = max_altitude
-        self._operators = operators
         self._stack = AsyncExitStack()
         self._opened = 0.0
         self._stopping = False
@@ -101,7 +96,7 @@ class MavlinkHandler:
         # its handlers wait for the vehicle, they do not compute: a few long ones must not keep a command waiting
         self._bus.options = replace(self._bus.options, workers=max(WORKERS, self._bus.options.workers))
         self._state = StatePublisher(
-            self._bus, self.vehicle, constant={"dialect": self.link.dialect.name, "own": [*self._own]}
+            self._bus, self.vehicle, constant={"dialect": self.link.dialect.name, "own": [*self.calls.own]}
         )
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.link)
@@ -109,7 +104,7 @@ class MavlinkHandler:
             running = [
                 tasks.create_task(self.ingest.run(), name="mavlink.ingest"),
                 tasks.create_task(self.ingest.latest.run(), name="mavlink.latest"),
-                tasks.create_task(beat(self.link, hertz=self._heartbeat_hz), name="mavlink.heartbeat"),
+                tasks.create_task(beat(self.link, hertz=self.options.heartbeat_hz), name="mavlink.heartbeat"),
                 tasks.create_task(self._state.run(), name="mavlink.state"),
             ]
             stack.callback(lambda: [task.cancel() for task in running])
@@ -119,6 +114,7 @@ class MavlinkHandler:
         self._bus.on("emergency_command", redelivery="report", concurrency=None)(self._on_emergency)
         self.requests.register(self._bus)
         self.looking.register(self._bus)
+        self.files.register(self._bus)
         return self
 
     async def __aexit__(
@@ -145,8 +141,8 @@ class MavlinkHandler:
     async def _on_command(self, record: Record, context: Context) -> dict[str, Any]:
         """Handle ``command``; orders.py has what there is."""
         try:
-            order = order_from_command(record.data, max_altitude=self._max_altitude)
-            if order.verb is Verb.MOTOR_TEST and record.source not in self._operators:
+            order = order_from_command(record.data, max_altitude=self.options.max_altitude)
+            if order.verb is Verb.MOTOR_TEST and record.source not in self.options.operators:
                 raise OrderNotAllowed(f"motor_test is for operators (mavlink_operators), and {record.source} is none")
         except MavlinkError as error:
             raise _as_reply(error, record.data) from error

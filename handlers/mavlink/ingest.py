@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 TOPIC: Final = "mavlink.rx"
 STATE: Final = "mavlink"
 
+_SETUP_SIGNING: Final = 256
 _MAX_WAITING: Final = 20_000
 _MAX_BATCH: Final = 512
 _COMPLAIN_EVERY_S: Final = 10.0
@@ -75,6 +76,8 @@ class Ingest:
         self.latest.note(frames, mono_ns)
         waiting, pauses = self._waiting, self._pauses
         for frame in frames:
+            if frame.msgid == _SETUP_SIGNING:
+                continue  # it holds a key, which belongs into no record
             if pauses and frame.msgid in pauses and not self._is_due(frame, mono_ns / 1e9):
                 self.left_out += 1
                 continue
@@ -135,7 +138,7 @@ class Latest:
         known, changed = self._frames, self._changed
         for frame in frames:
             source = frame.sysid, frame.compid, frame.msgid
-            if source in known or len(known) < _MOST_LATEST:
+            if frame.msgid != _SETUP_SIGNING and (source in known or len(known) < _MOST_LATEST):
                 known[source] = mono_ns, frame
                 changed.add(source)
 

@@ -7,11 +7,13 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Final, Self
 
 from petalbus.handlers.mavlink.dialect import Dialect, MavMessage, Packer, load_dialect
 from petalbus.handlers.mavlink.framing import Frame, Framer
+from petalbus.handlers.mavlink.signing import Signer, Verdict
 from petalbus.handlers.mavlink.transport import Address, Transport, open_transport
 
 log = logging.getLogger(__name__)
@@ -21,26 +23,31 @@ FrameSink = Callable[[Sequence[Frame], int], None]
 
 _MAX_PEERS: Final = 16
 _PEER_SILENCE_S: Final = 60.0
-_INCOMPLETE_FRAME_S: Final = 0.1
+_INCOMPLETE_DATAGRAM_S: Final = 0.1
+_INCOMPLETE_STREAM_S: Final = 2.0  # a stream may stand still in the middle of a frame, as TCP does after a loss
 
 
 class _Peer:
     """One other end."""
 
-    __slots__ = ("framer", "heard", "speaks", "timer")
+    __slots__ = ("behind", "datagrams", "framer", "heard", "speaks", "timer")
 
-    def __init__(self, framer: Framer, now: float) -> None:
+    def __init__(self, framer: Framer, now: float, *, datagrams: bool) -> None:
         self.framer = framer
+        self.datagrams = datagrams
         self.heard = now
         self.speaks = False  # nothing is sent to an address that never sent an intact frame
+        self.behind = False  # it has the key, but its signing clock must first hear ours
         self.timer: asyncio.TimerHandle | None = None
 
 
 class Link:
     """Frames in, frames out. Use it as ``async with Link(...) as link``.
 
-    On a listening endpoint a message goes to the peer on which its target system was heard last, and to every peer that
-    speaks MAVLink when it has no target. At most 16 peers are kept; silent ones (60 s) make room first.
+    On a listening endpoint a message goes to the peer on which its target system was heard last, and to every peer
+    that speaks MAVLink when it has no target. At most 16 peers are kept; silent ones (60 s) make room first.
+
+    With a ``Signer`` every frame leaves signed; what does not bear the key's signature is counted, not handed on.
     """
 
     def __init__(
@@ -53,8 +60,14 @@ class Link:
         component: int = 140,
         version: int = 2,
         rest: float = 0.005,
+        signing: Signer | None = None,
     ) -> None:
-        """``rest`` (seconds) is the pause between two drainings. Raises EndpointError, DialectError, ValueError."""
+        """``rest`` (seconds) is the pause between two drainings. A signer belongs to one link.
+
+        Raises EndpointError, DialectError, ValueError.
+        """
+        if signing is not None and version != 2:
+            raise ValueError("MAVLink 1 cannot be signed: use version 2, or no key")
         self.dialect = load_dialect(dialect) if isinstance(dialect, str) else dialect
         self.packer = Packer(self.dialect, system=system, component=component, version=version)
         self.transport: Transport = open_transport(endpoint, rest=rest) if isinstance(endpoint, str) else endpoint
@@ -68,9 +81,16 @@ class Link:
         self._routes: dict[int, Address] = {}
         self._batch: list[Frame] = []
         self._gone: Counter[str] = Counter()
+        self._signing = signing
+        self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        await self.transport.open(self)
+        async with AsyncExitStack() as stack:
+            if self._signing is not None:
+                await stack.enter_async_context(self._signing.kept())
+            stack.push_async_callback(self.transport.close)
+            await self.transport.open(self)
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(
@@ -79,7 +99,7 @@ class Link:
         for peer in self._peers.values():
             if peer.timer is not None:
                 peer.timer.cancel()
-        await self.transport.close()
+        await self._stack.aclose()
 
     @property
     def peers(self) -> list[Address]:
@@ -87,7 +107,7 @@ class Link:
         return [address for address, peer in self._peers.items() if peer.speaks]
 
     def send(self, message: MavMessage, *, system: int | None = None) -> int:
-        """Send to the system's peer, or to all; returns to how many peers it left (0: nobody is there). Never waits."""
+        """Send to the system's peer, or to all; returns to how many it left (0: nobody is there). Never waits."""
         return self._transmit(self.packer.pack(message), system)
 
     def send_payload(self, msgid: int, payload: bytes, *, system: int | None = None) -> int:
@@ -95,7 +115,7 @@ class Link:
         return self._transmit(self.packer.pack_payload(msgid, payload), system)
 
     def forward(self, frame: Frame, *, system: int | None = None) -> int:
-        """Like ``send``, for a frame that another program made: its payload leaves under our identity and sequence.
+        """Like ``send``, for a frame that another program made: it leaves under our identity and sequence.
 
         Raises ValueError when the link speaks MAVLink 1, which cannot carry the message.
         """
@@ -103,15 +123,25 @@ class Link:
 
     def _transmit(self, data: bytes, system: int | None) -> int:
         route = None if system is None else self._routes.get(system)
-        if self.transport.remote is not None:
-            targets = [self.transport.remote]
-        elif route is not None:
-            targets = [route]
+        listening = [address for address, peer in self._peers.items() if peer.speaks or peer.behind]
+        targets = self.transport.targets(route, listening)
+        if self._signing is None:
+            left = sum(self.transport.send(data, address) for address in targets)
         else:
-            targets = self.peers
-        left = sum(self.transport.send(data, address) for address in targets)
+            left = self._transmit_signed(self._signing, data, targets)
         self.sent += left
         self.unsent += len(targets) - left
+        return left
+
+    def _transmit_signed(self, signing: Signer, data: bytes, targets: Sequence[Address]) -> int:
+        """Each wire is a stream of signatures of its own: a slow one must not look like a replay."""
+        signed: dict[int, bytes] = {}
+        left = 0
+        for address in targets:
+            channel = self.transport.channel(address)
+            if channel not in signed:
+                signed[channel] = signing.sign(data, channel=channel)
+            left += self.transport.send(signed[channel], address)
         return left
 
     def received(self, data: bytes, address: Address) -> None:
@@ -121,7 +151,7 @@ class Link:
             self.refused_peers += 1
             return
         framer = peer.framer
-        frames = framer.feed_datagram(data) if self.transport.datagrams else framer.feed(data)
+        frames = framer.feed_datagram(data) if peer.datagrams else framer.feed(data)
         if framer.pending and peer.timer is None:
             self._expect_rest(peer)
         self._take(peer, address, frames)
@@ -132,16 +162,42 @@ class Link:
             batch, self._batch = self._batch, []
             self._on_frames(batch, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
 
+    def closed(self, address: Address) -> None:
+        """Called by the transport: this connection ended, and its address does not come again."""
+        peer = self._peers.get(address)
+        if peer is not None:
+            self._take(peer, address, peer.framer.flush())
+            self.drained()
+            self._forget(address)
+
     def _take(self, peer: _Peer, address: Address, frames: list[Frame]) -> None:
-        if not frames:
+        proven = frames if self._signing is None else self._verified(self._signing, peer, frames)
+        if self._signing is None:
+            self._batch += frames
+        if not proven:
             return
         peer.heard = self.last_frame = time.monotonic()
         if not peer.speaks:
             peer.speaks = True
             log.info("%s: MAVLink peer %s", self.transport.name, address)
-        for frame in frames:
+        for frame in proven:
             self._routes[frame.sysid] = address
-        self._batch += frames
+
+    def _verified(self, signing: Signer, peer: _Peer, frames: list[Frame]) -> list[Frame]:
+        """Hand on what may pass; returns the frames from which may be learnt who is where.
+
+        An exempt frame is none of these: whoever forges one must not draw our answers to himself.
+        """
+        proven: list[Frame] = []
+        for frame in frames:
+            verdict = signing.verify(frame)
+            if verdict is Verdict.GOOD:
+                proven.append(frame)
+            elif verdict is Verdict.OLD:
+                peer.behind = True
+            if verdict in (Verdict.GOOD, Verdict.EXEMPT):
+                self._batch.append(frame)
+        return proven
 
     def _expect_rest(self, peer: _Peer) -> None:
         """An incomplete frame whose rest does not come is damage; intact frames may lie inside what it claims."""
@@ -159,28 +215,34 @@ class Link:
                 self._take(peer, address, peer.framer.flush())
                 self.drained()
 
-        peer.timer = asyncio.get_running_loop().call_later(_INCOMPLETE_FRAME_S, look)
+        patience = _INCOMPLETE_DATAGRAM_S if peer.datagrams else _INCOMPLETE_STREAM_S
+        peer.timer = asyncio.get_running_loop().call_later(patience, look)
 
     def _new_peer(self, address: Address) -> _Peer | None:
         now = time.monotonic()
         if len(self._peers) >= _MAX_PEERS and not self._forget_silent(now):
             return None
-        peer = self._peers[address] = _Peer(Framer(self.dialect.crc_extras), now)
+        peer = self._peers[address] = _Peer(
+            Framer(self.dialect.crc_extras), now, datagrams=self.transport.is_datagram(address)
+        )
         return peer
 
     def _forget_silent(self, now: float) -> bool:
         address, peer = min(self._peers.items(), key=lambda item: (item[1].speaks, item[1].heard))
         if peer.speaks and now - peer.heard < _PEER_SILENCE_S:
             return False
-        del self._peers[address]
+        self._forget(address)
+        return True
+
+    def _forget(self, address: Address) -> None:
+        peer = self._peers.pop(address)
         if peer.timer is not None:
             peer.timer.cancel()
         self._gone.update(peer.framer.counters.as_dict())
         self._routes = {system: route for system, route in self._routes.items() if route != address}
-        return True
 
     def statistics(self) -> dict[str, Any]:
-        """Counters since the link was opened: the framers' of all peers, and what was sent."""
+        """Counters since the link was opened (the framers' of all peers, what was sent), and each wire's state."""
         total = Counter(self._gone)
         for peer in self._peers.values():
             total.update(peer.framer.counters.as_dict())
@@ -191,4 +253,6 @@ class Link:
             "sent": self.sent,
             "unsent": self.unsent,
             "received": dict(total),
+            "wires": self.transport.describe(),
+            "signing": None if self._signing is None else self._signing.counters.as_dict(),
         }

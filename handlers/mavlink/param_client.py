@@ -37,7 +37,9 @@ _VERSION_S: Final = 1.5
 _QUIET_S: Final = 0.4
 _LIST_AGAIN_S: Final = 1.0
 _GAP_LIMITS: Final = Limits(window=10, resend=0.5, retries=20)
-_HASH: Final = "_HASH_CHECK"
+HASH: Final = "_HASH_CHECK"
+"""PX4's name for a number made of all its parameters."""
+
 _NO_POSITION: Final = 65535
 
 
@@ -132,6 +134,11 @@ class ParamClient:
             raise ParamsIncomplete(len(listing.values), listing.total, timeout)
         return listing.values
 
+    def learn(self, values: Iterable[ParamValue]) -> None:
+        """Types of parameters that came another way: then they need not be asked for before one is set."""
+        if self._remote is not None:
+            self._remote.types.update({value.name: value.param_type for value in values})
+
     async def encoding(self) -> ParamEncoding | None:
         """How the vehicle sends integers; asks it when its heartbeat does not tell. None: nobody knows."""
         return (await self._reach()).encoding
@@ -216,11 +223,12 @@ class ParamClient:
         remote = self._remote
         remote.encoding = encoding_of(state)
         if remote.encoding is None and state.capabilities is None:
-            await self._ask_version(state)
+            await self.ask_version(state)
             remote.encoding = encoding_of(state)
         return remote
 
-    async def _ask_version(self, state: VehicleState) -> None:
+    async def ask_version(self, state: VehicleState) -> None:
+        """Ask for AUTOPILOT_VERSION, which tells the capabilities; a vehicle that does not answer is left alone."""
         ask = Command(Cmd.REQUEST_MESSAGE, (_AUTOPILOT_VERSION,), idempotent=True, answer=_VERSION_S)
         end = self._clock() + _VERSION_S
         try:
@@ -255,7 +263,7 @@ class _Listing:
         self._news = False
 
     def on_value(self, value: ParamValue, now: float) -> None:  # noqa: ARG002  # a listener's signature
-        if value.name == _HASH:
+        if value.name == HASH:
             return
         self._news = True
         self.total = value.total

@@ -21,6 +21,7 @@ from petalbus.handlers.mavlink.decode import CONTENT_TYPE
 from petalbus.handlers.mavlink.errors import OrderInvalid
 from petalbus.handlers.mavlink.framing import Frame, whole_frames
 from petalbus.handlers.mavlink.param_client import ParamClient
+from petalbus.handlers.mavlink.param_list import ParamLister
 from petalbus.handlers.mavlink.param_transfer import ENCODING_UNKNOWN, Refusal, Transfer
 from petalbus.handlers.mavlink.params import ParamEncoding, ParamType, ParamValue
 from petalbus.handlers.mavlink.reboot import Reboot
@@ -37,6 +38,7 @@ from petalbus.handlers.mavlink.wanted import (
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
     from petalbus.daemon.bus.handlers import Context
+    from petalbus.handlers.mavlink.ftp import FtpClient
     from petalbus.handlers.mavlink.link import Link
     from petalbus.handlers.mavlink.vehicle import Vehicle
     from petalbus.schemas.record import Record
@@ -57,13 +59,14 @@ Ready = Callable[["Record"], Awaitable[None]]
 class Requests:
     """Answers the ``mavlink.*`` request records of one link."""
 
-    def __init__(self, link: Link, vehicle: Vehicle, *, ready: Ready) -> None:
+    def __init__(self, link: Link, vehicle: Vehicle, ftp: FtpClient, *, ready: Ready) -> None:
         self.params = ParamClient(
             lambda msgid, payload, system: link.send_payload(msgid, payload, system=system),
             vehicle,
             system=link.packer.system,
             component=link.packer.component,
         )
+        self._lister = ParamLister(self.params, ftp, vehicle)
         self.forwarded = 0
         self.unsent = 0
         """Frames that found no peer."""
@@ -172,10 +175,10 @@ class Requests:
     async def _list(self, record: Record, context: Context) -> dict[str, Any]:
         wanted = read_wanted(ListParams, record.data)
         await self._ready(record)
-        values = await self.params.list_all(timeout=wanted.timeout, tell=teller(context))
+        values = await self._lister.list_all(timeout=wanted.timeout, tell=teller(context))
         encoding = await self.params.encoding()
         shown, refused = _told_values(values, encoding)
-        return {"encoding": encoding, "values": shown, "refused": refused}
+        return {"encoding": encoding, "values": shown, "refused": refused, "how": self._lister.how}
 
     async def _outcome(self, transfer: Transfer) -> dict[str, Any]:
         encoding = await self.params.encoding()

@@ -59,3 +59,14 @@ class RebootAutopilotResponse(BaseModel):
     status_code: RebootStatusCode = Field(description="the outcome, for programs")
     reason: str = Field(description="the outcome, for people")
     ack_result: int | None = Field(default=None, description="MAV_RESULT of the acknowledgement, where one came")
+
+
+class ULogInfo(BaseModel):
+    """A log file on the vehicle."""
+
+    index: int
+    """Its place in the list, from 0."""
+    remote_path: str
+    size_bytes: int
+    utc: int
+    """When it ended, seconds since 1970; 0 where that is not known."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ class ProxyContext:
     data: Path
     settings: Any
     organization: Any = None
+    others: Mapping[str, Any] = field(default_factory=dict)
+    """The proxies that are there already, by name."""
 
     def setting(self, name: str, default: Any = None) -> Any:
         """A setting; the default when there is none, or when it is empty."""

@@ -10,6 +10,7 @@ import asyncio
 import importlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -36,13 +37,13 @@ class Proxies:
     """Starts them, stops them, and tells whoever waits when one becomes ready or is not any more."""
 
     def __init__(self, context: ProxyContext, *, packages: Mapping[str, str] = PACKAGES) -> None:
-        self._context = context
         self._packages = packages
         self._found: dict[str, BaseProxy] = {}
         self._reasons: dict[str, str] = {}
         self._watchers: list[Callable[[], None]] = []
         self.mapping: Mapping[str, BaseProxy] = MappingProxyType(self._found)
         """By name; for petals."""
+        self._context = replace(context, others=self.mapping)
 
     async def start(self, names: Iterable[str] | None = None) -> None:
         """Make and start those named, or all. One that fails is left out; the others start."""

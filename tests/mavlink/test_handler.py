@@ -17,12 +17,13 @@ from petalbus import Bus, Priority, Record, ReplyError
 from petalbus.handlers.mavlink import MavlinkHandler, decode
 from petalbus.handlers.mavlink.commands import CommandTimes
 from petalbus.handlers.mavlink.errors import EndpointError
+from petalbus.handlers.mavlink.options import MavlinkOptions
 
 from support.procs import Child, Children
 from support.servers import RealServer
 
 SIM = "petalbus.handlers.mavlink.sim"
-QUICK = CommandTimes(answer=0.5, progress=1.0, whole=5.0, repeat=0.2, confirm=0.5, doubt=2.0)
+QUICK = MavlinkOptions(times=CommandTimes(answer=0.5, progress=1.0, whole=5.0, repeat=0.2, confirm=0.5, doubt=2.0))
 
 
 class Vehicle:
@@ -46,7 +47,7 @@ class Vehicle:
 async def vehicle(server: RealServer, bus_name: str) -> AsyncIterator[Vehicle]:
     async with AsyncExitStack() as stack:
         bus = await stack.enter_async_context(petalbus.connect(server.url, app="vehicle", bus=bus_name))
-        handler = await stack.enter_async_context(MavlinkHandler(bus, endpoint="udpin:127.0.0.1:0", times=QUICK))
+        handler = await stack.enter_async_context(MavlinkHandler(bus, endpoint="udpin:127.0.0.1:0", options=QUICK))
         gcs = await stack.enter_async_context(petalbus.connect(server.url, app="gcs", bus=bus_name))
         yield Vehicle(handler, gcs)
 
@@ -319,7 +320,7 @@ async def test_the_server_killed_and_restarted_stops_nothing_for_good(
     """Frames go on being stored after it, what could not be stored is counted, and commands are answered again."""
     async with AsyncExitStack() as stack:
         bus = await stack.enter_async_context(petalbus.connect(own_server.url, app="vehicle", bus=bus_name))
-        handler = await stack.enter_async_context(MavlinkHandler(bus, endpoint="udpin:127.0.0.1:0", times=QUICK))
+        handler = await stack.enter_async_context(MavlinkHandler(bus, endpoint="udpin:127.0.0.1:0", options=QUICK))
         vehicle = Vehicle(
             handler, await stack.enter_async_context(petalbus.connect(own_server.url, app="gcs", bus=bus_name))
         )

@@ -18,6 +18,7 @@ from petalbus.handlers.mavlink.errors import DialectError
 from petalbus.handlers.mavlink.framing import Frame
 from petalbus.handlers.mavlink.handler import MavlinkHandler
 from petalbus.handlers.mavlink.ingest import read_rates
+from petalbus.handlers.mavlink.options import MavlinkOptions
 
 from support.servers import RealServer
 
@@ -31,7 +32,7 @@ async def open_vehicle(server: RealServer, bus_name: str) -> AsyncIterator[Open]
 
         async def open_one(**settings: Any) -> tuple[MavlinkHandler, Peer, Bus]:
             bus = await stack.enter_async_context(Bus(server.url, app="vehicle", bus=bus_name))
-            handler = MavlinkHandler(bus, endpoint="udpin:127.0.0.1:0", **settings)
+            handler = MavlinkHandler(bus, endpoint="udpin:127.0.0.1:0", options=MavlinkOptions(**settings))
             await stack.enter_async_context(handler)
             peer = await stack.enter_async_context(Peer(remote=handler.link.transport.local))  # type: ignore[attr-defined]
             peer.heartbeat()
@@ -133,4 +134,4 @@ def test_rates_are_read() -> None:
 async def test_a_rate_of_an_unknown_message_is_refused(server: RealServer, bus_name: str) -> None:
     async with Bus(server.url, app="vehicle", bus=bus_name) as bus:
         with pytest.raises(DialectError, match="ALTITUDES"):
-            MavlinkHandler(bus, endpoint="udpin:127.0.0.1:0", rates={"ALTITUDES": 1.0})
+            MavlinkHandler(bus, endpoint="udpin:127.0.0.1:0", options=MavlinkOptions(rates={"ALTITUDES": 1.0}))

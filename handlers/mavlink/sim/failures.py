@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from petalbus.handlers.mavlink.transport import Address, Receiver, Transport
 
@@ -54,15 +54,21 @@ class FaultyTransport:
         """The endpoint below."""
         return self._inner.name
 
-    @property
-    def datagrams(self) -> bool:
+    def is_datagram(self, address: Address) -> bool:
         """As below."""
-        return self._inner.datagrams
+        return self._inner.is_datagram(address)
 
-    @property
-    def remote(self) -> Address | None:
+    def channel(self, address: Address) -> int:
         """As below."""
-        return self._inner.remote
+        return self._inner.channel(address)
+
+    def targets(self, route: Address | None, speaking: Sequence[Address]) -> Sequence[Address]:
+        """As below."""
+        return self._inner.targets(route, speaking)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """As below."""
+        return self._inner.describe()
 
     async def open(self, receiver: Receiver) -> None:
         """Open what is below. Raises LinkError."""
@@ -89,6 +95,10 @@ class FaultyTransport:
         """Hand on."""
         if self._receiver is not None:
             self._receiver.drained()
+
+    def closed(self, address: Address) -> None:
+        """Hand on, after what is still under way from there."""
+        self._pass_on(lambda: None if self._receiver is None else self._receiver.closed(address))
 
     def _hand_on(self, data: bytes, address: Address) -> None:
         if self._receiver is not None:

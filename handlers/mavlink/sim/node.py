@@ -97,7 +97,7 @@ class SimVehicle:
             report_interval=self._report_interval,
         )
         self.disk = Disk(options.autopilot, seed=options.seed)
-        self.services = make_services(self._onboard(rng), options.autopilot, self.disk)
+        self.services = make_services(self._onboard(rng), options.autopilot, self.disk, self.params.store)
         self._answers = {msgid: service for service in self.services for msgid in service.handles}
         self._journal = journal
         self._booted = 0.0

@@ -6,6 +6,7 @@ import time
 from typing import Any, Final
 
 from petalbus.petals.proxies.mavlink.builders import Builders
+from petalbus.petals.proxies.mavlink.logs import FlightLogs
 from petalbus.petals.proxies.mavlink.parameters import Parameters
 from petalbus.petals.proxies.mavlink.reboot import Upkeep
 from petalbus.petals.proxies.mavlink.seen import LOST_AFTER_S
@@ -15,8 +16,8 @@ APP: Final = "petal-app-manager"
 _GCS, _NO_AUTOPILOT, _ACTIVE = 6, 8, 4
 
 
-class MavLinkExternalProxy(Builders, Waiting, Parameters, Upkeep):
-    """Messages from the vehicle and to it, its parameters, and what is done to its autopilot.
+class MavLinkExternalProxy(Builders, Waiting, Parameters, Upkeep, FlightLogs):
+    """Messages from the vehicle and to it, its parameters, its logs, and what is done to its autopilot.
 
     It is ready while the vehicle is heard. The link itself belongs to the MAVLink handler of the daemon; several
     proxies, in any number of processes, share it.

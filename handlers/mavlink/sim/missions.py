@@ -1,0 +1,381 @@
+"""The simulated vehicle's missions, fences and rally points, and how each autopilot exchanges them.
+
+PX4 asks with MISSION_REQUEST_INT, again after 250 ms, and gives up in silence after 5 s. It keeps one exchange at a
+time, ignores items that it did not ask for, serves items in their order only, and has an id for each list. ArduPilot
+asks with the old MISSION_REQUEST, again after 1 s, gives up after 8 s with OPERATION_CANCELLED, says INVALID_SEQUENCE to
+items that it did not ask for and ERROR when nothing is under way, and puts home in place of a mission's item 0.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import Any, Final
+
+from petalbus.handlers.mavlink.framing import Frame
+from petalbus.handlers.mavlink.mission_items import GLOBAL_FRAMES, MissionInvalid, MissionItem
+from petalbus.handlers.mavlink.sim.autopilot import PX4, Autopilot
+from petalbus.handlers.mavlink.sim.service import Onboard
+
+PX4_MOST: Final = (2000, 64, 32)
+ARDUPILOT_MOST: Final = (724, 84, 10)
+"""Items at most: mission, fence, rally points."""
+
+_ITEM, _REQUEST, _SET_CURRENT, _REQUEST_LIST, _COUNT, _CLEAR_ALL, _ACK, _REQUEST_INT, _ITEM_INT = (
+    *(39, 40, 41),
+    *(43, 44, 45),
+    *(47, 51, 73),
+)
+_CURRENT: Final = 42
+_ALL_KINDS: Final = 255
+_ACK_LAYOUT: Final = struct.Struct("<BBBBI")
+_COUNT_LAYOUT: Final = struct.Struct("<HBBBI")
+_CURRENT_LAYOUT: Final = struct.Struct("<HHBBIII")
+_ID_LAYOUT: Final = struct.Struct("<BHB4fiif")
+_COMMANDS: Final = (
+    frozenset((16, 17, 18, 19, 20, 21, 22, 82, 84, 85, 92, 93, 94, 112, 113, 114, 115, 177, 178, 179, 181, 183, 195, 201))
+    | frozenset((203, 206, 530, 2000, 2500, 2501)),
+    frozenset((5000, 5001, 5002, 5003, 5004)),
+    frozenset((5100,)),
+)
+_INT_FRAMES: Final = {5: 0, 6: 3, 11: 10}
+
+
+class MissionResult(IntEnum):
+    """MAV_MISSION_RESULT."""
+
+    ACCEPTED = 0
+    ERROR = 1
+    UNSUPPORTED_FRAME = 2
+    UNSUPPORTED = 3
+    NO_SPACE = 4
+    INVALID = 5
+    INVALID_PARAM5_X = 10
+    INVALID_SEQUENCE = 13
+    DENIED = 14
+    OPERATION_CANCELLED = 15
+
+
+@dataclass(slots=True)
+class _Upload:
+    """Items that come in. Times are seconds since boot."""
+
+    partner: tuple[int, int]
+    kind: int
+    count: int
+    heard: float
+    asked: float = 0.0
+    items: list[MissionItem] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Sending:
+    """Items that PX4 sends; ``upcoming`` is the number that may be asked for."""
+
+    partner: tuple[int, int]
+    kind: int
+    heard: float
+    upcoming: int = 0
+
+
+class Missions:
+    """Keeps three lists and exchanges them. They survive a reboot, an exchange does not."""
+
+    handles = frozenset(
+        (_ITEM, _REQUEST, _SET_CURRENT, _REQUEST_LIST, _COUNT, _CLEAR_ALL, _ACK, _REQUEST_INT, _ITEM_INT)
+    )
+
+    def __init__(self, onboard: Onboard, autopilot: Autopilot) -> None:
+        self._onboard = onboard
+        self._autopilot = autopilot
+        self._px4 = autopilot is PX4
+        self._most = PX4_MOST if self._px4 else ARDUPILOT_MOST
+        self._again, self._give_up = (0.25, 5.0) if self._px4 else (1.0, 8.0)
+        self.items: list[list[MissionItem]] = [[], [], []]
+        """Mission, fence, rally points, as they would be sent."""
+        self._ids = [0, 0, 0]
+        self.current = -1
+        """The item to be flown; -1: from the first on."""
+        self._upload: _Upload | None = None
+        self._sending: _Sending | None = None
+        self._last: _Upload | None = None
+        self._told = 0.0
+        self._answers: dict[int, Callable[[tuple[int, int], dict[str, Any]], None]] = {
+            _REQUEST_LIST: self._on_list,
+            _COUNT: self._on_count,
+            _CLEAR_ALL: self._on_clear,
+            _SET_CURRENT: self._on_set_current,
+            _ACK: self._on_ack,
+        }
+
+    def receive(self, frame: Frame) -> None:
+        """A message of the protocol."""
+        fields = self._onboard.dialect.fields(frame)
+        if not self._onboard.is_for_us(fields["target_system"], fields["target_component"]):
+            return
+        sender = frame.sysid, frame.compid
+        if frame.msgid in (_REQUEST, _REQUEST_INT):
+            self._on_request(sender, fields, whole=frame.msgid == _REQUEST_INT)
+        elif frame.msgid in (_ITEM, _ITEM_INT):
+            self._on_item(sender, fields, whole=frame.msgid == _ITEM_INT)
+        elif fields.get("mission_type", 0) in (0, 1, 2) or frame.msgid == _CLEAR_ALL:
+            self._answers[frame.msgid](sender, fields)
+        else:
+            self._acknowledge(sender, fields["mission_type"], MissionResult.UNSUPPORTED)
+
+    def tick(self) -> None:
+        """Ask again, give up, tell the current item."""
+        now = self._onboard.since_boot()
+        upload, sending = self._upload, self._sending
+        if upload is not None and now - upload.heard > self._give_up:
+            self._upload = None
+            self._say("Operation timeout" if self._px4 else "Mission upload timeout")
+            if not self._px4:
+                self._acknowledge(upload.partner, upload.kind, MissionResult.OPERATION_CANCELLED)
+        elif upload is not None and now - upload.asked > self._again:
+            self._ask(upload)
+        if sending is not None and now - sending.heard > self._give_up:
+            self._sending = None
+            self._say("Operation timeout")
+        if self.items[0] and now - self._told >= 1.0:
+            self._tell_current()
+
+    def reset(self) -> None:
+        """The vehicle boots: what was under way is forgotten."""
+        self._upload = self._sending = self._last = None
+        self.current = -1
+        self._told = 0.0
+
+    # -- towards the ground -------------------------------------------------------------------------------------------
+
+    def _on_list(self, sender: tuple[int, int], fields: dict[str, Any]) -> None:
+        kind = fields["mission_type"]
+        if self._upload is not None:
+            if self._px4:
+                self._say("Mission download request ignored, already active")
+            else:
+                self._acknowledge(sender, kind, MissionResult.DENIED)
+            return
+        if self._px4:
+            sending = self._sending
+            if sending is not None and (sending.partner, sending.kind) != (sender, kind):
+                if sending.upcoming < len(self.items[sending.kind]):
+                    self._say("Mission download request ignored, already active")
+                    return
+            self._sending = _Sending(sender, kind, self._onboard.since_boot())
+        payload = _COUNT_LAYOUT.pack(len(self.items[kind]), *sender, kind, self._ids[kind])
+        self._onboard.send_payload(_COUNT, payload)
+
+    def _on_request(self, sender: tuple[int, int], fields: dict[str, Any], *, whole: bool) -> None:
+        kind, seq = fields["mission_type"], fields["seq"]
+        if self._px4 and not self._may_ask(sender, kind, seq):
+            return
+        if not self._px4 and (self._upload is not None or kind > 2):
+            refusal = MissionResult.DENIED if kind <= 2 else MissionResult.UNSUPPORTED
+            self._acknowledge(sender, kind, refusal)
+        elif seq >= len(self.items[kind]):
+            self._acknowledge(sender, kind, MissionResult.INVALID_SEQUENCE)
+        else:
+            item = self.items[kind][seq]
+            if self._px4 and kind == 0:
+                item = replace(item, current=seq == self.current)
+            name, values = ("_INT", item.fields()) if whole else ("", item.float_fields())
+            to = {"target_system": sender[0], "target_component": sender[1], "mission_type": kind}
+            self._onboard.send(self._onboard.dialect.message(f"MISSION_ITEM{name}", **to, **values))
+
+    def _may_ask(self, sender: tuple[int, int], kind: int, seq: int) -> bool:
+        """PX4 serves the upcoming item, or the one before it again; any other number ends the exchange."""
+        sending = self._sending
+        if sending is None or sending.partner != sender or sending.kind != kind:
+            return False
+        sending.heard = self._onboard.since_boot()
+        if seq == sending.upcoming and seq < len(self.items[kind]):
+            sending.upcoming += 1
+        elif seq != sending.upcoming - 1:
+            self._sending = None
+            self._acknowledge(sender, kind, MissionResult.ERROR)
+            return False
+        return True
+
+    def _on_ack(self, sender: tuple[int, int], fields: dict[str, Any]) -> None:
+        if not self._px4:
+            return
+        sending, upload = self._sending, self._upload
+        if sending is not None and sending.partner == sender and sending.kind == fields["mission_type"]:
+            self._sending = None
+        cancelled = fields["type"] == MissionResult.OPERATION_CANCELLED
+        if upload is not None and upload.partner == sender and cancelled:
+            self._upload = None
+
+    # -- from the ground ----------------------------------------------------------------------------------------------
+
+    def _on_count(self, sender: tuple[int, int], fields: dict[str, Any]) -> None:
+        kind, now, upload = fields["mission_type"], self._onboard.since_boot(), self._upload
+        if self._px4:
+            if self._sending is not None or (upload is not None and (upload.partner != sender or upload.items)):
+                if upload is not None and upload.partner == sender:
+                    upload.heard = now
+                self._acknowledge(sender, kind, MissionResult.ERROR)
+                return
+            if upload is not None:
+                upload.heard = now
+                self._ask(upload)
+                return
+        elif upload is not None and upload.partner != sender:
+            self._acknowledge(sender, kind, MissionResult.DENIED)
+            return
+        if fields["count"] > self._most[kind]:
+            self._acknowledge(sender, kind, MissionResult.NO_SPACE)
+            return
+        self._onboard.note({"event": "mission upload", "kind": kind, "count": fields["count"]})
+        begun = _Upload(sender, kind, fields["count"], now)
+        if not self._px4:
+            del self.items[kind][begun.count :]
+        if begun.count == 0:
+            self._finish(begun)
+        else:
+            self._upload = begun
+            self._ask(begun)
+
+    def _on_item(self, sender: tuple[int, int], fields: dict[str, Any], *, whole: bool) -> None:
+        kind, seq, upload = fields["mission_type"], fields["seq"], self._upload
+        if upload is None:
+            self._late_item(sender, kind, seq)
+            return
+        if upload.partner != sender or upload.kind != kind:
+            self._acknowledge(sender, kind, MissionResult.ERROR if self._px4 else MissionResult.DENIED)
+            return
+        if self._px4:
+            upload.heard = self._onboard.since_boot()
+        if seq != len(upload.items):
+            if not self._px4:
+                self._acknowledge(sender, kind, MissionResult.INVALID_SEQUENCE)
+            return
+        upload.heard = self._onboard.since_boot()
+        try:
+            item = MissionItem.from_fields(fields) if whole else MissionItem.from_float_fields(fields)
+            result = self._judge(item, kind)
+        except MissionInvalid:
+            result = MissionResult.INVALID_PARAM5_X
+        if result is not MissionResult.ACCEPTED:
+            self._upload, self._last = None, upload
+            self._onboard.note({"event": "mission refused", "kind": kind, "seq": seq, "result": result.name})
+            self._acknowledge(sender, kind, result)
+            return
+        upload.items.append(item)
+        if not self._px4:
+            self._store(kind, seq, item)
+        if len(upload.items) == upload.count:
+            self._finish(upload)
+        else:
+            self._ask(upload)
+
+    def _late_item(self, sender: tuple[int, int], kind: int, seq: int) -> None:
+        """PX4 accepts the last item that it took once more; ArduPilot never does."""
+        last = self._last
+        if not self._px4:
+            self._acknowledge(sender, kind, MissionResult.ERROR)
+        elif self._sending is not None:
+            self._acknowledge(sender, kind, MissionResult.ERROR)
+        elif last is not None and last.partner == sender and last.kind == kind:
+            again = seq + 1 == len(last.items)
+            result = MissionResult.ACCEPTED if again else MissionResult.ERROR
+            self._acknowledge(sender, kind, result, self._ids[kind] if again else 0)
+
+    def _judge(self, item: MissionItem, kind: int) -> MissionResult:
+        if item.frame not in GLOBAL_FRAMES and item.frame != 2:
+            return MissionResult.UNSUPPORTED_FRAME
+        if item.command not in _COMMANDS[kind]:
+            return MissionResult.UNSUPPORTED
+        if item.frame in GLOBAL_FRAMES and abs(item.x) > 900_000_000:
+            return MissionResult.INVALID_PARAM5_X
+        if item.command in (5001, 5002) and not item.param1 >= 3:
+            return MissionResult.ERROR
+        return MissionResult.ACCEPTED
+
+    def _store(self, kind: int, seq: int, item: MissionItem) -> None:
+        """Keep an item as ArduPilot does: no NaN, other frames, home first."""
+        zeroed = {f"param{at}": 0.0 for at, value in enumerate(item.params, 1) if math.isnan(value)}
+        frame = 0 if item.frame == 2 else _INT_FRAMES.get(item.frame, item.frame)
+        kept = replace(item, frame=frame, current=False, autocontinue=True, **zeroed)
+        if kind == 0 and seq == 0:
+            home = self._autopilot
+            x, y = round(home.latitude * 1e7), round(home.longitude * 1e7)
+            kept = MissionItem(0, 0, 16, x=x, y=y, z=home.altitude)
+        self.items[kind][seq : seq + 1] = [kept]
+
+    def _finish(self, upload: _Upload) -> None:
+        kind = upload.kind
+        if self._px4:
+            self.items[kind] = upload.items
+            self._ids[kind] = _list_id(upload.items)
+        if kind == 0:
+            self.current = next((item.seq for item in upload.items if item.current), -1)
+        self._upload, self._last = None, upload
+        self._onboard.note({"event": "mission received", "kind": kind, "count": upload.count})
+        self._acknowledge(upload.partner, kind, MissionResult.ACCEPTED, self._ids[kind])
+        if not self._px4:
+            self._say("Flight plan received" if kind == 0 else "Fence received" if kind == 1 else "Rally received")
+
+    def _on_clear(self, sender: tuple[int, int], fields: dict[str, Any]) -> None:
+        kind = fields["mission_type"]
+        busy = self._upload is not None or self._sending is not None
+        if kind not in (0, 1, 2, _ALL_KINDS):
+            self._acknowledge(sender, kind, MissionResult.UNSUPPORTED)
+        elif busy and self._px4:
+            self._say("WPM: IGN CLEAR CMD: Busy")
+        elif busy:
+            self._acknowledge(sender, kind, MissionResult.ERROR)
+        else:
+            for one in range(3) if kind == _ALL_KINDS else (kind,):
+                self.items[one] = []
+                self._ids[one] = 0
+            self._onboard.note({"event": "mission cleared", "kind": kind})
+            self._acknowledge(sender, kind, MissionResult.ACCEPTED)
+
+    def _on_set_current(self, _sender: tuple[int, int], fields: dict[str, Any]) -> None:
+        seq = fields["seq"]
+        if seq >= len(self.items[0]) or self._upload is not None:
+            if self._px4:
+                self._say("WPM: WP CURR CMD: Not in list" if self._upload is None else "WPM: IGN WP CURR CMD: Busy")
+            return
+        self.current = seq
+        self._onboard.note({"event": "mission current", "seq": seq})
+        if not self._px4:
+            self._tell_current()
+
+    # -- messages -----------------------------------------------------------------------------------------------------
+
+    def _ask(self, upload: _Upload) -> None:
+        upload.asked = self._onboard.since_boot()
+        name = "MISSION_REQUEST_INT" if self._px4 else "MISSION_REQUEST"
+        to = {"target_system": upload.partner[0], "target_component": upload.partner[1]}
+        values = {"seq": len(upload.items), "mission_type": upload.kind}
+        self._onboard.send(self._onboard.dialect.message(name, **to, **values))
+
+    def _acknowledge(self, to: tuple[int, int], kind: int, result: MissionResult, list_id: int = 0) -> None:
+        self._onboard.send_payload(_ACK, _ACK_LAYOUT.pack(*to, result, kind, list_id))
+
+    def _tell_current(self) -> None:
+        """MISSION_CURRENT: not started. ArduPilot does not count home."""
+        self._told = self._onboard.since_boot()
+        total = len(self.items[0]) - (0 if self._px4 else 1)
+        payload = _CURRENT_LAYOUT.pack(max(0, self.current), max(0, total), 2, 2, *self._ids)
+        self._onboard.send_payload(_CURRENT, payload)
+
+    def _say(self, text: str) -> None:
+        self._onboard.send(self._onboard.dialect.message("STATUSTEXT", severity=6, text=text))
+
+
+def _list_id(items: list[MissionItem]) -> int:
+    """PX4's own: a CRC-32 without its usual inversions over the items as they came."""
+    state = 0
+    for item in items:
+        values = (*item.params, item.x, item.y, item.z)
+        data = _ID_LAYOUT.pack(item.frame, item.command, item.autocontinue, *values)
+        state = ~zlib.crc32(data, ~state & 0xFFFFFFFF) & 0xFFFFFFFF
+    return state
