@@ -26,6 +26,7 @@ from petalbus.handlers.mavlink.heartbeat import beat
 from petalbus.handlers.mavlink.ingest import Ingest
 from petalbus.handlers.mavlink.link import Link
 from petalbus.handlers.mavlink.looking import Looking
+from petalbus.handlers.mavlink.mission_requests import MissionRequests
 from petalbus.handlers.mavlink.options import MavlinkOptions
 from petalbus.handlers.mavlink.orders import Order, Verb, order_from_command, order_from_emergency
 from petalbus.handlers.mavlink.procedures import Step
@@ -85,6 +86,7 @@ class MavlinkHandler:
             **ours,
         )
         self.files = FileRequests(self.calls, self.vehicle, Transfers(options.transfers))
+        self.missions = MissionRequests(self.calls, self.vehicle)
         self.looking = Looking(self.ingest.latest, self.statistics)
         self.requests = Requests(self.link, self.vehicle, self.files.ftp, ready=self._await_vehicle)
         self._bus = bus
@@ -115,6 +117,7 @@ class MavlinkHandler:
         self.requests.register(self._bus)
         self.looking.register(self._bus)
         self.files.register(self._bus)
+        self.missions.register(self._bus)
         return self
 
     async def __aexit__(
@@ -136,6 +139,8 @@ class MavlinkHandler:
         self.vehicle.on_frames(frames)
         self.requests.params.on_frames(frames)
         self.calls.on_frames(frames)
+        for frame in frames:
+            self.missions.on_frame(frame)
         self.ingest.on_frames(frames, mono_ns)
 
     async def _on_command(self, record: Record, context: Context) -> dict[str, Any]:
@@ -205,6 +210,7 @@ class MavlinkHandler:
         return {
             "link": self.link.statistics(),
             "vehicle": self.vehicle.describe(),
+            "mission": self.missions.client.progress.describe(),
             "published": self.ingest.published,
             "waiting": self.ingest.waiting,
             "lost": self.ingest.lost,
