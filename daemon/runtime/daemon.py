@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
 APP: Final = "petalbus"
 _VEHICLE_SECONDS: Final = 3.0
+_SAME_SIGNAL_S: Final = 0.5
 
 log: Final = structlog.get_logger(__name__)
 
@@ -82,6 +83,7 @@ class Daemon:
         self._since = _process_start()
         self._stop = asyncio.Event()
         self._signalled = False
+        self._signalled_at = 0.0
         self._starting: asyncio.Task[Any] | None = None
         self._failure: Exception | None = None
 
@@ -287,13 +289,15 @@ class Daemon:
 
     def _on_signal(self, number: signal.Signals) -> None:
         name = signal.Signals(number).name
+        if self._signalled and time.monotonic() - self._signalled_at < _SAME_SIGNAL_S:
+            return  # one order that came twice: to us, and to the process group that we are in
         if self._signalled:
             # The second one means now. The server goes on alone and is adopted by the next start; the simulated
             # vehicle ends with us.
             self._report.event("killed", signal=name)
             self._report.close()
             os._exit(1)
-        self._signalled = True
+        self._signalled, self._signalled_at = True, time.monotonic()
         self._report.event("stopping", signal=name)
         self._end()
 

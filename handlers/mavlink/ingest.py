@@ -35,6 +35,9 @@ _MAX_WAITING: Final = 20_000
 _MAX_BATCH: Final = 512
 _COMPLAIN_EVERY_S: Final = 10.0
 _STORE_EVERY_S: Final = 1.0
+_REST_S: Final = 0.02
+_LARGE: Final = 8
+"""After a batch of so many frames there is a rest: a busy link costs at most 50 batches a second."""
 _MOST_LATEST: Final = 4096
 
 Source = tuple[int, int, int]
@@ -100,6 +103,8 @@ class Ingest:
                 except BusError as error:
                     self.lost += len(batch)
                     self._complain(error)
+                if _LARGE <= len(batch) < _MAX_BATCH:
+                    await asyncio.sleep(_REST_S)
 
     def _is_due(self, frame: Frame, now: float) -> bool:
         """Whether the message's rate has room; a little early is in time, or a rate would lose every second one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 _MAX_DRAIN: Final = 512
 _RECEIVE_BUFFER: Final = 1 << 20
+_BUSY: Final = 1000.0
+"""Datagrams a second."""
 _LARGEST_DATAGRAM: Final = 65535
 
 
@@ -22,8 +25,8 @@ class UdpTransport:
     """UDP, listening (``udpin``), sending to one place (``udpout``) or to all (``udpbcast``).
 
     It reads on a plan of its own: everything that is there at once, then a rest. The first datagram after a pause
-    is seen immediately, a busy link wakes the process at most once a rest (200 times a second), and the kernel's
-    buffer holds what comes meanwhile.
+    is seen immediately, a busy link wakes the process at most once a rest (200 times a second, and half as often when
+    it has been busy for a second), and the kernel's buffer holds what comes meanwhile.
     """
 
     def __init__(self, endpoint: Endpoint, *, rest: float = 0.005) -> None:
@@ -39,6 +42,9 @@ class UdpTransport:
         self._timer: asyncio.TimerHandle | None = None
         self._receiver: Receiver | None = None
         self._buffer = bytearray(_LARGEST_DATAGRAM)
+        self._counted = 0
+        self._counted_from = float("-inf")
+        self._busy = False
 
     @property
     def name(self) -> str:
@@ -117,11 +123,45 @@ class UdpTransport:
         loop.add_reader(sock.fileno(), self._readable)
 
     def _readable(self) -> None:
+        """Something came after a pause. From now on it is looked for now and then, until nothing comes any more."""
+        if self._rest > 0 and self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+        if self._drain() and self._rest > 0:
+            self._look_later()
+        elif self._rest > 0:
+            self._listen()
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._drain():
+            self._look_later()
+        else:
+            self._listen()
+
+    def _look_later(self) -> None:
+        if self._socket is not None:
+            self._timer = asyncio.get_running_loop().call_later(self._pause(), self._look)
+
+    def _listen(self) -> None:
+        if self._socket is not None:
+            asyncio.get_running_loop().add_reader(self._socket.fileno(), self._readable)
+
+    def _pause(self) -> float:
+        """A link that has been busy for a second is looked at half as often: there it is the looking that costs."""
+        now = time.monotonic()
+        if now - self._counted_from >= 1.0:
+            self._busy = self._counted > _BUSY * (now - self._counted_from)
+            self._counted, self._counted_from = 0, now
+        return 2 * self._rest if self._busy else self._rest
+
+    def _drain(self) -> int:
+        """Take in all that is there; how many datagrams that were."""
         sock, receiver = self._socket, self._receiver
         if sock is None or receiver is None:
-            return
+            return 0
         buffer = self._buffer
         only = self.remote[0] if self.remote is not None and self.endpoint.kind == "udpout" else None
+        count = 0
         for _ in range(_MAX_DRAIN):
             try:
                 size, address = sock.recvfrom_into(buffer)
@@ -130,18 +170,13 @@ class UdpTransport:
             except OSError:
                 self.receive_errors += 1
                 break
+            count += 1
             if only is None or address[0] == only:
                 receiver.received(bytes(buffer[:size]), address)
-        receiver.drained()
-        if self._rest > 0 and self._socket is not None:
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(sock.fileno())
-            self._timer = loop.call_later(self._rest, self._resume)
-
-    def _resume(self) -> None:
-        self._timer = None
-        if self._socket is not None:
-            asyncio.get_running_loop().add_reader(self._socket.fileno(), self._readable)
+        if count:
+            receiver.drained()
+        self._counted += count
+        return count
 
     def send(self, data: bytes, address: Address) -> bool:
         """Hand one datagram to the system; False when it would not take it."""

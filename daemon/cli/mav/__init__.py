@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from petalbus.daemon.cli.mav import files, flying, mission, params
+from petalbus.daemon.cli.mav import bench, files, flying, mission, params
 
 app = typer.Typer(no_args_is_help=True, help="The vehicle: its state, commands, parameters, missions and files.")
 app.command("status")(flying.status)
@@ -12,6 +12,7 @@ app.command("cmd")(flying.cmd)
 app.command("watch")(flying.watch)
 app.command("shell")(files.shell)
 app.command("record")(files.record)
+app.command("bench")(bench.bench)
 app.add_typer(params.app, name="params")
 app.add_typer(mission.app, name="mission")
 app.add_typer(files.ftp, name="ftp")

@@ -1,9 +1,10 @@
 """The simulated vehicle's missions, fences and rally points, and how each autopilot exchanges them.
 
 PX4 asks with MISSION_REQUEST_INT, again after 250 ms, and gives up in silence after 5 s. It keeps one exchange at a
-time, ignores items that it did not ask for, serves items in their order only, and has an id for each list. ArduPilot
-asks with the old MISSION_REQUEST, again after 1 s, gives up after 8 s with OPERATION_CANCELLED, says INVALID_SEQUENCE to
-items that it did not ask for and ERROR when nothing is under way, and puts home in place of a mission's item 0.
+time, ignores items that it did not ask for, serves items in their order only, and has an id for each list.
+
+ArduPilot asks with the old MISSION_REQUEST, again after 1 s, gives up after 8 s with OPERATION_CANCELLED, answers items
+that it did not ask for with INVALID_SEQUENCE, or ERROR when nothing is under way, and makes a mission's item 0 home.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ _COUNT_LAYOUT: Final = struct.Struct("<HBBBI")
 _CURRENT_LAYOUT: Final = struct.Struct("<HHBBIII")
 _ID_LAYOUT: Final = struct.Struct("<BHB4fiif")
 _COMMANDS: Final = (
-    frozenset((16, 17, 18, 19, 20, 21, 22, 82, 84, 85, 92, 93, 94, 112, 113, 114, 115, 177, 178, 179, 181, 183, 195, 201))
+    frozenset(
+        (16, 17, 18, 19, 20, 21, 22, 82, 84, 85, 92, 93, 94, 112, 113, 114, 115, 177, 178, 179, 181, 183, 195, 201)
+    )
     | frozenset((203, 206, 530, 2000, 2500, 2501)),
     frozenset((5000, 5001, 5002, 5003, 5004)),
     frozenset((5100,)),
@@ -162,10 +165,10 @@ class Missions:
             return
         if self._px4:
             sending = self._sending
-            if sending is not None and (sending.partner, sending.kind) != (sender, kind):
-                if sending.upcoming < len(self.items[sending.kind]):
-                    self._say("Mission download request ignored, already active")
-                    return
+            other = sending is not None and (sending.partner, sending.kind) != (sender, kind)
+            if sending is not None and other and sending.upcoming < len(self.items[sending.kind]):
+                self._say("Mission download request ignored, already active")
+                return
             self._sending = _Sending(sender, kind, self._onboard.since_boot())
         payload = _COUNT_LAYOUT.pack(len(self.items[kind]), *sender, kind, self._ids[kind])
         self._onboard.send_payload(_COUNT, payload)
@@ -277,9 +280,7 @@ class Missions:
     def _late_item(self, sender: tuple[int, int], kind: int, seq: int) -> None:
         """PX4 accepts the last item that it took once more; ArduPilot never does."""
         last = self._last
-        if not self._px4:
-            self._acknowledge(sender, kind, MissionResult.ERROR)
-        elif self._sending is not None:
+        if not self._px4 or self._sending is not None:
             self._acknowledge(sender, kind, MissionResult.ERROR)
         elif last is not None and last.partner == sender and last.kind == kind:
             again = seq + 1 == len(last.items)
@@ -301,7 +302,7 @@ class Missions:
         """Keep an item as ArduPilot does: no NaN, other frames, home first."""
         zeroed = {f"param{at}": 0.0 for at, value in enumerate(item.params, 1) if math.isnan(value)}
         frame = 0 if item.frame == 2 else _INT_FRAMES.get(item.frame, item.frame)
-        kept = replace(item, frame=frame, current=False, autocontinue=True, **zeroed)
+        kept = replace(replace(item, **zeroed), frame=frame, current=False, autocontinue=True)  # type: ignore[arg-type]
         if kind == 0 and seq == 0:
             home = self._autopilot
             x, y = round(home.latitude * 1e7), round(home.longitude * 1e7)
