@@ -243,12 +243,23 @@ def test_a_second_signal_means_now(buses: Buses) -> None:
     os.kill(server, signal.SIGSTOP)  # so that an orderly stop would have to wait for it
     daemon.signal(signal.SIGTERM)
     daemon.event("stopping")
+    time.sleep(0.6)
     daemon.signal(signal.SIGINT)
     assert daemon.wait() == 1
     assert daemon.events[-1] == {"event": "killed", "signal": "SIGINT"}
     second = buses.up(data=daemon.data)
     assert second.ready()["server_pid"] == server
     assert second.stop() == 0
+
+
+def test_an_order_that_comes_twice_is_one(buses: Buses) -> None:
+    """As from a program that signals us and our process group: it stops in order, and its server with it."""
+    daemon = buses.up()
+    server = daemon.ready()["server_pid"]
+    daemon.signal(signal.SIGTERM)
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 0
+    assert not Path(f"/proc/{server}").exists()
 
 
 def test_an_existing_server_is_used_and_left_running(
@@ -281,7 +292,7 @@ def test_an_existing_server_over_tls_with_a_user(
         (["--redis", "redis://127.0.0.1:1"], 3, "redis://127.0.0.1:1 cannot be reached"),
         (["--redis", "http://user:secret@host"], 2, "http://user:***@host"),
         (["--set", "server=/bin/true"], 1, "/bin/true"),
-        (["--mavlink", "serial:/dev/x"], 2, "udpin:HOST:PORT"),
+        (["--mavlink", "pigeon:/dev/x"], 2, "udpin:HOST:PORT"),
         (["--sim", "--mavlink", "udpin:127.0.0.1:14550"], 2, "exclude each other"),
         (["--set", "memry_mb=9"], 2, "did you mean 'memory_mb'"),
         (["--log-level", "loud"], 2, "log_level = 'loud' (from the command line)"),

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 
 from cli.conftest import Daemon
+from petalbus.handlers.mavlink.file_requests import FileRequests
+from petalbus.handlers.mavlink.looking import Looking
+from petalbus.handlers.mavlink.mission_requests import MissionRequests
 from petalbus.handlers.mavlink.requests import Requests
 from petalbus.petals.base import Petal
 from petalbus.petals.proxies.mavlink import MavLinkExternalProxy
@@ -81,6 +84,11 @@ def test_every_record_type_is_on_the_page() -> None:
             registered.append(record_type)
             return lambda function: function
 
-    requests = Requests.__new__(Requests)
-    requests.register(Bus())  # type: ignore[arg-type]  # it only registers
-    assert sorted(registered) == sorted(row[0].strip("`") for row in table(PAGE, "type"))
+    for kind in (Requests, Looking, FileRequests, MissionRequests):
+        requests = kind.__new__(kind)
+        requests.register(Bus())  # type: ignore[arg-type]  # it only registers
+    written = []
+    for row in table(PAGE, "type"):
+        first, *others = [name.strip(" `") for name in row[0].split(",")]
+        written += [first, *(f"{first.rpartition('.')[0]}{name}" for name in others)]
+    assert sorted(registered) == sorted(written)
