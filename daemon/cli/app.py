@@ -20,6 +20,7 @@ from petalbus.daemon.cli import (
     replay,
     request,
     send,
+    sim,
     status,
     tail,
     top,
@@ -46,6 +47,7 @@ app.command("status")(status.status)
 app.command("top")(top.top)
 app.command("replay")(replay.replay)
 app.command("bench")(bench.bench)
+app.command("sim", context_settings={"ignore_unknown_options": True, "help_option_names": []})(sim.sim)
 app.command("version")(version.version)
 app.add_typer(config.app, name="config")
 app.add_typer(dead.app, name="dead")

@@ -159,3 +159,9 @@ def test_without_a_vehicle_it_says_so(capsys: pytest.CaptureFixture[str]) -> Non
         assert answer.error["code"] == "vehicle_not_connected"
     finally:
         buses.close()
+
+
+def test_a_message_is_asked_for_more_often(mav: Callable[..., Answer]) -> None:
+    assert mav("rate", "VFR_HUD", "5").code in (0, 1)  # not every vehicle has it
+    assert mav("rate", "ATTITUDE", "50").out == "ATTITUDE: 50 times a second\n"
+    assert mav("rate", "NO_SUCH_MESSAGE", "5").code == 2

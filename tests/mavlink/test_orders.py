@@ -40,7 +40,11 @@ def test_commands_of_the_documents_are_understood(payload: dict[str, Any], order
         (None, "data", "a JSON object"),
         ([], "data", "a JSON object"),
         ({}, "command", "arm, disarm, takeoff, land, return, hold, goto, mode, motor_test, emergency_stop"),
-        ({"command": "explode"}, "command", "arm, disarm, takeoff, land, return, hold, goto, mode, motor_test, emergency_stop"),
+        (
+            {"command": "explode"},
+            "command",
+            "arm, disarm, takeoff, land, return, hold, goto, mode, motor_test, emergency_stop",
+        ),
         ({"command": ["arm"]}, "command", "emergency_stop"),
         ({"command": "takeoff"}, "parameters.altitude", "0.5 to 500"),
         ({"command": "takeoff", "parameters": {"altitude": None}}, "parameters.altitude", "0.5 to 500"),

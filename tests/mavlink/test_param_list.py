@@ -46,7 +46,7 @@ async def hear() -> AsyncIterator[Callable[..., Any]]:
     """``await hear("px4", loss=0.1)``."""
     async with AsyncExitStack() as stack:
 
-        async def one(kind: str, *, more: int = 0, **failures: float) -> Ground:
+        async def one(kind: str, *, more: int = 0, wrong_echo: float = 0.0, **failures: float) -> Ground:
             def take(frames: Any, _mono: int) -> None:
                 vehicle.on_frames(frames)
                 client.on_frames(frames)
@@ -71,6 +71,7 @@ async def hear() -> AsyncIterator[Callable[..., Any]]:
                 endpoint=f"udpout:127.0.0.1:{local.local[1]}",
                 autopilot=AUTOPILOTS[kind],
                 more_params=more,
+                wrong_echo=wrong_echo,
                 failures=Failures(**failures),
             )
             sim = await stack.enter_async_context(SimVehicle(options))
@@ -133,3 +134,15 @@ async def test_where_the_file_cannot_be_had_it_is_the_list(hear: Callable[..., A
     assert ground.lister.how == "list"
     server.extra = None
     assert raw(await ground.lister.list_all(timeout=20.0)) == ground.values()
+
+
+@pytest.mark.parametrize("kind", ["px4", "ardupilot"])
+async def test_what_goes_wrong_at_the_vehicle_is_not_taken_for_set(hear: Callable[..., Any], kind: str) -> None:
+    """Wrong echoes, messages out of order and twice: each is confirmed as it is, or refused; never silently missing."""
+    ground = await hear(kind, more=40, loss=0.1, duplicate=0.1, reorder=0.3, wrong_echo=0.5)
+    names = [name for name in ground.sim.params.store.names if name.startswith("SIM_P")]
+    items = [Item(name, value=float(place), kind=ParamType.REAL32) for place, name in enumerate(names)]
+    transfer = await ground.client.write(items, limits=Limits(window=20, resend=0.3, retries=60), timeout=40.0)
+    assert set(transfer.values) | set(transfer.refusals) == set(names)
+    for name, value in transfer.values.items():
+        assert ground.values()[name] == value.raw, "what is told as set is set"

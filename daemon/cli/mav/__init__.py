@@ -9,6 +9,7 @@ from petalbus.daemon.cli.mav import bench, files, flying, mission, params
 app = typer.Typer(no_args_is_help=True, help="The vehicle: its state, commands, parameters, missions and files.")
 app.command("status")(flying.status)
 app.command("cmd")(flying.cmd)
+app.command("rate")(flying.rate)
 app.command("watch")(flying.watch)
 app.command("shell")(files.shell)
 app.command("record")(files.record)

@@ -14,6 +14,7 @@ from petalbus.daemon.cli.mav.asking import ask
 
 _ABOVE = ("GLOBAL_POSITION_INT", "relative_alt")
 _SECONDS: Final = 30.0
+_SET_MESSAGE_INTERVAL: Final = 511
 
 
 def status(data: Data = None, json: Json = False) -> None:
@@ -55,6 +56,24 @@ def cmd(
     show(result)
     if result["status"] != "success":
         raise Refused(f"the vehicle refused {result['stage']}: {result['result']}", code="vehicle_refused")
+
+
+def rate(
+    message: Annotated[str, typer.Argument(metavar="MESSAGE", help="such as ATTITUDE")],
+    hertz: Annotated[float, typer.Argument(metavar="HZ", help="0 turns it off", min=0, max=1000)],
+    data: Data = None,
+) -> None:
+    """Tell the vehicle how often to send a message."""
+    from petalbus.handlers.mavlink.dialect import load_dialect
+
+    msgid = load_dialect().ids.get(message)
+    if msgid is None:
+        raise BadUsage(f"there is no message {message!r}")
+    wanted = {"command": _SET_MESSAGE_INTERVAL, "params": [msgid, 1e6 / hertz if hertz else -1]}
+    told = run(ask(data, "mavlink.command", wanted, timeout=_SECONDS))
+    if told["result_code"] != 0:
+        raise Refused(f"the vehicle refused: {told['result']}", code="vehicle_refused")
+    say(f"{message}: {f'{hertz:g} times a second' if hertz else 'off'}")
 
 
 def watch(

@@ -28,7 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             autopilot=AUTOPILOTS[options.autopilot],
             system=options.sysid,
             seed=options.seed,
-            failures=Failures(loss=options.loss, delay=options.delay_ms / 1000, duplicate=options.duplicate),
+            failures=Failures(
+                loss=options.loss,
+                delay=options.delay_ms / 1000,
+                duplicate=options.duplicate,
+                reorder=options.reorder,
+            ),
+            wrong_echo=options.wrong_echo,
+            reboot_after=options.reboot_after,
             more_params=options.more_params,
             silence=frozenset(_command_number(text) for text in options.silence),
         )
@@ -96,6 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--loss", type=float, default=0.0, help="share of datagrams lost, each way (0 to 1)")
     parser.add_argument("--delay-ms", type=float, default=0.0, help="delay, each way")
     parser.add_argument("--duplicate", type=float, default=0.0, help="share of datagrams doubled, each way (0 to 1)")
+    parser.add_argument("--reorder", type=float, default=0.0, help="share of datagrams out of order, each way (0 to 1)")
+    parser.add_argument(
+        "--wrong-echo", type=float, default=0.0, help="share of parameter settings answered with another value (0 to 1)"
+    )
+    parser.add_argument("--reboot-after", type=float, metavar="SECONDS", help="reboot by itself, once, after so long")
     parser.add_argument(
         "--silence", action="append", default=[], metavar="CMD", help="obey this MAV_CMD, and never acknowledge it"
     )

@@ -11,20 +11,26 @@ from typing import Any, Final
 from petalbus.handlers.mavlink.transport import Address, Receiver, Transport
 
 _MAX_DELAYED: Final = 10_000
+_LATE_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """How bad the wire is. ``loss`` and ``duplicate`` are probabilities, ``delay`` is seconds; each way."""
+    """How bad the wire is. ``loss``, ``duplicate`` and ``reorder`` are probabilities, ``delay`` is seconds; each way.
+
+    What is out of order arrives up to 50 ms late.
+    """
 
     loss: float = 0.0
     delay: float = 0.0
     duplicate: float = 0.0
+    reorder: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value, most in (
             ("loss", self.loss, 1.0),
             ("duplicate", self.duplicate, 1.0),
+            ("reorder", self.reorder, 1.0),
             ("delay", self.delay, 60.0),
         ):
             if not 0.0 <= value <= most:
@@ -33,7 +39,7 @@ class Failures:
     @property
     def any(self) -> bool:
         """True when the wire is not perfect."""
-        return bool(self.loss or self.delay or self.duplicate)
+        return bool(self.loss or self.delay or self.duplicate or self.reorder)
 
 
 PERFECT_WIRE: Final = Failures()
@@ -103,15 +109,18 @@ class FaultyTransport:
     def _hand_on(self, data: bytes, address: Address) -> None:
         if self._receiver is not None:
             self._receiver.received(data, address)
-            if self._failures.delay:
+            if self._failures.delay or self._failures.reorder:
                 self._receiver.drained()
 
     def _pass_on(self, action: Callable[[], object]) -> None:
-        if not self._failures.delay:
+        delay = self._failures.delay
+        if self._failures.reorder and self._rng.random() < self._failures.reorder:
+            delay += self._rng.uniform(0.0, _LATE_S)
+        if not delay:
             action()
         elif self._delayed < _MAX_DELAYED:
             self._delayed += 1
-            asyncio.get_running_loop().call_later(self._failures.delay, self._arrive, action)
+            asyncio.get_running_loop().call_later(delay, self._arrive, action)
 
     def _arrive(self, action: Callable[[], object]) -> None:
         self._delayed -= 1

@@ -54,6 +54,10 @@ class SimOptions:
     seed: int = 1
     failures: Failures = PERFECT_WIRE
     silence: frozenset[int] = frozenset()
+    wrong_echo: float = 0.0
+    """Share of parameter settings that are answered with another value, and not carried out."""
+    reboot_after: float | None = None
+    """Seconds until it reboots by itself, once."""
     more_params: int = 0
     """How many parameters it has beyond its few: real vehicles have a thousand."""
 
@@ -83,6 +87,7 @@ class SimVehicle:
             strict=options.autopilot is PX4,
             send=self._send_param,
             send_error=self._send_param_error,
+            is_wrong=lambda: rng.random() < options.wrong_echo,
         )
         self.flight = Flight(options.autopilot, Airframe(rng), self.params.store)
         self.streams = Streams(self.flight, dialect, rng=rng, send=self._send)
@@ -102,6 +107,7 @@ class SimVehicle:
         self._journal = journal
         self._booted = 0.0
         self._asleep_until = 0.0
+        self._reboot_at: float | None = None
         self._stack = AsyncExitStack()
 
     def _onboard(self, rng: random.Random) -> Onboard:
@@ -118,6 +124,8 @@ class SimVehicle:
 
     async def __aenter__(self) -> Self:
         self._booted = asyncio.get_running_loop().time()
+        if self.options.reboot_after is not None:
+            self._reboot_at = self._booted + self.options.reboot_after
         await self._stack.enter_async_context(self.link)
         return self
 
@@ -149,6 +157,9 @@ class SimVehicle:
         if was_armed and not self.flight.airframe.armed:
             self._note({"event": "disarmed by itself"})
         self.streams.tick(self._since_boot())
+        if self._reboot_at is not None and asyncio.get_running_loop().time() >= self._reboot_at:
+            self._reboot_at = None
+            self._reboot()
         self.params.tick()
         for service in self.services:
             service.tick()

@@ -73,6 +73,7 @@ def _crc32_plain(data: bytes, state: int) -> int:
 
 SendValue = Callable[[ParamValue], None]
 SendError = Callable[[str, int], None]
+IsWrong = Callable[[], bool]
 
 
 class ParamServer:
@@ -81,12 +82,21 @@ class ParamServer:
     DOES_NOT_EXIST: Final = 1
     TYPE_MISMATCH: Final = 7
 
-    def __init__(self, store: ParamStore, *, strict: bool, send: SendValue, send_error: SendError) -> None:
-        """``strict``: PX4's way; else ArduPilot's."""
+    def __init__(
+        self,
+        store: ParamStore,
+        *,
+        strict: bool,
+        send: SendValue,
+        send_error: SendError,
+        is_wrong: IsWrong = lambda: False,
+    ) -> None:
+        """``strict``: PX4's way; else ArduPilot's. ``is_wrong``: asked at each setting, whether it goes wrong."""
         self.store = store
         self._strict = strict
         self._send = send
         self._send_error = send_error
+        self._is_wrong = is_wrong
         self._listing = -1
         self._reads: deque[tuple[str, int]] = deque()
         self._ticks = 0
@@ -115,7 +125,7 @@ class ParamServer:
             self._send_error(wanted.name, self.TYPE_MISMATCH)
         else:
             raw = wanted.raw if self._strict else self._converted(wanted, kind)
-            if raw is not None:
+            if raw is not None and not self._is_wrong():
                 store.set_raw(wanted.name, raw)
             self._send(store.entry(wanted.name, index=store.names.index(wanted.name)))
 
