@@ -10,9 +10,9 @@ import json
 import socket
 import sys
 import time
-from typing import Final
+from typing import Any, Final
 
-from petalbus.handlers.mavlink.dialect import Packer, load_dialect
+from petalbus.handlers.mavlink.dialect import Dialect, Packer, load_dialect
 from petalbus.handlers.mavlink.framing import Framer
 
 _MIX: Final = (
@@ -74,15 +74,16 @@ def main() -> None:
     sys.stdout.write(json.dumps({"sent": sent, "frame_bytes": size / max(1, sent), "commands": commands}) + "\n")
 
 
-def _filled(dialect: object, name: str) -> dict[str, float]:
+def _filled(dialect: Dialect, name: str) -> dict[str, Any]:
     """Values that are no zeros: MAVLink 2 leaves zeros at the end out, and real messages have few."""
     classes = dialect._classes  # type: ignore[attr-defined]  # the fields' names and types
     message = next(one for one in classes.values() if one.msgname == name)
     lengths = dict(zip(message.ordered_fieldnames, message.array_lengths, strict=True))
-    return {
-        field: ([7.25] * lengths[field] if lengths[field] else (7.25 if kind in ("float", "double") else 77))  # type: ignore[misc]
-        for field, kind in zip(message.fieldnames, message.fieldtypes, strict=True)
-    }
+    values: dict[str, Any] = {}
+    for field, kind in zip(message.fieldnames, message.fieldtypes, strict=True):
+        one = 7.25 if kind in ("float", "double") else 77
+        values[field] = [one] * lengths[field] if lengths[field] else one
+    return values
 
 
 if __name__ == "__main__":

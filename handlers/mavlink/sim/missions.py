@@ -302,7 +302,7 @@ class Missions:
         """Keep an item as ArduPilot does: no NaN, other frames, home first."""
         zeroed = {f"param{at}": 0.0 for at, value in enumerate(item.params, 1) if math.isnan(value)}
         frame = 0 if item.frame == 2 else _INT_FRAMES.get(item.frame, item.frame)
-        kept = replace(replace(item, **zeroed), frame=frame, current=False, autocontinue=True)  # type: ignore[arg-type]
+        kept = replace(replace(item, **zeroed), frame=frame, current=False, autocontinue=True)  # type: ignore[arg-type]  # only floats
         if kind == 0 and seq == 0:
             home = self._autopilot
             x, y = round(home.latitude * 1e7), round(home.longitude * 1e7)
