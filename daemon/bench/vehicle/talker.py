@@ -76,8 +76,7 @@ def main() -> None:
 
 def _filled(dialect: Dialect, name: str) -> dict[str, Any]:
     """Values that are no zeros: MAVLink 2 leaves zeros at the end out, and real messages have few."""
-    classes = dialect._classes  # type: ignore[attr-defined]  # the fields' names and types
-    message = next(one for one in classes.values() if one.msgname == name)
+    message: Any = dialect.module.mavlink_map[dialect.ids[name]]
     lengths = dict(zip(message.ordered_fieldnames, message.array_lengths, strict=True))
     values: dict[str, Any] = {}
     for field, kind in zip(message.fieldnames, message.fieldtypes, strict=True):
