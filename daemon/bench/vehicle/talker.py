@@ -60,7 +60,7 @@ def main() -> None:
         while time.monotonic() < until:
             try:
                 data = sock.recv(4096)
-            except BlockingIOError:
+            except (BlockingIOError, ConnectionRefusedError):
                 time.sleep(0.0002)
                 continue
             arrived = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
