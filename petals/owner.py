@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 _acting: ContextVar[object | None] = ContextVar("petal", default=None)
 _tasks: WeakKeyDictionary[asyncio.Task[Any], object] = WeakKeyDictionary()
+_OURS = "petalbus."
 _noting: dict[asyncio.AbstractEventLoop, tuple[int, Any]] = {}
 
 
@@ -70,8 +71,18 @@ def _factory(before: Any) -> Any:
         else:
             task = asyncio.Task(coroutine, loop=loop, **options)
         owner = _acting.get()
-        if owner is not None:
+        if owner is not None and _is_its_own(coroutine, owner):
             _tasks[task] = owner
         return task
 
     return make
+
+
+def _is_its_own(coroutine: Any, petal: object) -> bool:
+    """Not what a proxy begins because a petal was the first to ask: that is for everybody, and must not end with it."""
+    frame = getattr(coroutine, "cr_frame", None)
+    module: str = frame.f_globals.get("__name__", "") if frame is not None else ""
+    own = type(petal).__module__
+    if own.startswith(_OURS):
+        return module == own
+    return module.partition(".")[0] in (own.partition(".")[0], "asyncio")

@@ -146,18 +146,25 @@ class Bus(Sender):
         redelivery: Redelivery = "rerun",
         concurrency: int | None = 1,
         max_attempts: int | None = None,
+        overtakes: Callable[[Record], bool] | None = None,
     ) -> Callable[[F], F]:
         """Decorator: handle records of ``type`` (``*``: of every type without a handler) from this app's inbox.
 
         ``redelivery`` declares what a second delivery after a crash means: ``rerun`` (the work is idempotent) or
-        ``report`` (never run twice: answer that the outcome is unknown). Consuming starts by itself.
+        ``report`` (never run twice: answer that the outcome is unknown). ``overtakes``: for which records the order
+        among those of one sender or key does not hold; they start while earlier ones run. Consuming starts by itself.
         """
 
         def register(function: F) -> F:
             attempts = max_attempts or self.options.max_attempts
             self._registry.add(
                 Handler.of(
-                    function, record_type=type, redelivery=redelivery, concurrency=concurrency, max_attempts=attempts
+                    function,
+                    record_type=type,
+                    redelivery=redelivery,
+                    concurrency=concurrency,
+                    max_attempts=attempts,
+                    overtakes=overtakes,
                 )
             )
             if self._consumer is not None:

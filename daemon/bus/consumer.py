@@ -32,6 +32,9 @@ from petalbus.daemon.bus.work import Work
 from petalbus.schemas.stamps import Clock
 from petalbus.schemas.vocabulary import Priority
 
+_CRITICAL_WORKERS = 4
+"""Workers that only take CRITICAL records: urgent ones of several senders wait for none of each other."""
+
 log = logging.getLogger("petalbus.bus")
 
 SLICE = 0.0005
@@ -129,7 +132,8 @@ class Consumer:
             self._heartbeat.start()
             for index in range(self._options.workers):
                 self._start_worker(str(index), critical_only=False)
-            self._start_worker("critical", critical_only=True)
+            for index in range(_CRITICAL_WORKERS):
+                self._start_worker(f"critical-{index}", critical_only=True)
             self.reaper.start()
             self._outbox.on_reconnect.append(self._redrain)
         for reader in self._readers:  # one after the other: the urgent levels have a head start on the bulk
@@ -327,6 +331,8 @@ class Consumer:
         handler = self._registry.find(work.kind)
         if handler is not None:
             work.kind = handler.type  # the limit is the handler's, which may take several types
+            if handler.overtakes is not None and work.record is not None and handler.overtakes(work.record):
+                work.lane = f"\0{work.entry.decode()}"
         if work.message_id in self._cancelled:
             work.cancelled = True
         self.scheduler.push(work, older=older)

@@ -77,6 +77,7 @@ class Context(Protocol):
         ...
 
 
+Overtakes = Callable[[Record], bool]
 HandlerFunction = Callable[..., Awaitable[Any] | AsyncIterator[Any]]
 
 
@@ -91,6 +92,8 @@ class Handler:
     max_attempts: int
     takes_context: bool
     generator: bool
+    overtakes: Overtakes | None = None
+    """Whether a record waits for no other one of its sender or key."""
 
     @classmethod
     def of(
@@ -101,6 +104,7 @@ class Handler:
         redelivery: Redelivery,
         concurrency: int | None,
         max_attempts: int,
+        overtakes: Overtakes | None = None,
     ) -> Handler:
         """Check a function and its declaration; raises TypeError or ValueError that says what is wrong."""
         generator = inspect.isasyncgenfunction(function)
@@ -117,7 +121,8 @@ class Handler:
         ]
         if len(parameters) not in (1, 2):
             raise TypeError(f"handler {function!r} must take the record, and optionally a context")
-        return cls(record_type, function, redelivery, concurrency, max_attempts, len(parameters) == 2, generator)
+        takes_context = len(parameters) == 2
+        return cls(record_type, function, redelivery, concurrency, max_attempts, takes_context, generator, overtakes)
 
 
 class Registry:

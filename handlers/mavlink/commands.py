@@ -86,8 +86,10 @@ class Ack(NamedTuple):
 class _Waiter:
     """Collects the acknowledgements of one command under way."""
 
-    def __init__(self, *, doubtful: bool) -> None:
+    def __init__(self, *, doubtful: bool, urgent: bool) -> None:
         self.doubtful = doubtful
+        self.urgent = urgent
+        self.gone = asyncio.Event()
         self.acks: asyncio.Queue[Ack | CommandOutcomeUnknown] = asyncio.Queue(_MAX_ACKS)
 
     def put(self, item: Ack | CommandOutcomeUnknown) -> None:
@@ -183,10 +185,11 @@ class CommandClient:
     async def _turn(self, key: _Key, command: Command) -> AsyncIterator[_Waiter]:
         lock = self._turns.setdefault(key, asyncio.Lock())
         if not command.urgent:
-            await lock.acquire()
+            await self._ordinary_turn(key, lock)
         now = asyncio.get_running_loop().time()
-        overtaken = self._waiters.get(key)
-        waiter = _Waiter(doubtful=overtaken is not None or self._doubt.get(key, 0.0) > now)
+        overtaken = self._waiters.get(key)  # only what is urgent comes here while another one stands
+        doubtful = overtaken is not None or self._doubt.get(key, 0.0) > now
+        waiter = _Waiter(doubtful=doubtful, urgent=command.urgent)
         if overtaken is not None:
             overtaken.put(
                 CommandOutcomeUnknown(f"{self._name(command)} was overtaken by an urgent command of its kind")
@@ -195,10 +198,21 @@ class CommandClient:
         try:
             yield waiter
         finally:
+            waiter.gone.set()
             if self._waiters.get(key) is waiter:
                 del self._waiters[key]
             if not command.urgent:
                 lock.release()
+
+    async def _ordinary_turn(self, key: _Key, lock: asyncio.Lock) -> None:
+        """Wait for the others of this kind, and for an urgent one, which takes no turn: it must not be cut off."""
+        await lock.acquire()
+        try:
+            while (standing := self._waiters.get(key)) is not None:
+                await standing.gone.wait()
+        except BaseException:
+            lock.release()
+            raise
 
     async def _exchange(self, command: Command, target: Target, waiter: _Waiter) -> AsyncGenerator[Ack, None]:
         loop = asyncio.get_running_loop()
@@ -210,17 +224,21 @@ class CommandClient:
         if sent:
             # until a clear answer proves otherwise; here, so that it also holds when we are cancelled
             self._doubt[key] = began + self.times.doubt
-        else:
-            raise NotConnected(f"{self._name(command)}: no peer leads to system {target.system}; nothing was sent")
+        elif not (command.urgent and command.idempotent):  # what is urgent goes on trying: the wire may come back
+            raise self._not_sent(command, target)
         while True:
             due = limit if repeat_at is None else min(limit, repeat_at)
             try:
                 async with asyncio.timeout_at(due):
                     item = await waiter.acks.get()
             except TimeoutError:
+                if not sent and loop.time() >= limit:
+                    raise self._not_sent(command, target) from None
                 if repeat_at is None or loop.time() >= limit:
                     raise self._unknown(command, target, sent, loop.time() - began) from None
                 sent += self._transmit(command, target, sent)
+                if sent:
+                    self._doubt[key] = loop.time() + self.times.doubt
                 repeat_at += self.times.repeat
                 continue
             if isinstance(item, CommandOutcomeUnknown):
@@ -247,6 +265,9 @@ class CommandClient:
         left = 1 if self._send(message, target.system) else 0
         self.sent += left
         return left
+
+    def _not_sent(self, command: Command, target: Target) -> NotConnected:
+        return NotConnected(f"{self._name(command)}: no peer leads to system {target.system}; nothing was sent")
 
     def _unknown(self, command: Command, target: Target, sent: int, waited: float) -> CommandOutcomeUnknown:
         return CommandOutcomeUnknown(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from petalbus.handlers.mavlink.vehicle import Vehicle
     from petalbus.schemas.record import Record
 
-_AT_ONCE: Final = 4
+_AT_ONCE: Final = 2
 
 RemotePath = Annotated[str, Field(min_length=1, max_length=239)]
 

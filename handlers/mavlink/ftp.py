@@ -228,10 +228,18 @@ class FtpClient:
                 log.info("system %d lost the session of %s; opening it again", talk.peer.system, path)
             else:
                 await delivery.tell_now()
+                if delivery.pieces.end < size and not path.startswith("@"):
+                    await self._prove_end(talk, path, delivery.pieces.end, size)
                 return delivery.pieces.end
 
-    async def _same(self, talk: Talk, path: str, raw: bytes, crc: int, size: int) -> bool:
-        """Whether the vehicle's checksum is ours; True where it cannot tell, or the file grew meanwhile."""
+    async def _prove_end(self, talk: Talk, path: str, end: int, told: int) -> None:
+        """A file that ends before the size that was told: only where it is that short now. Raises FtpCorrupt."""
+        async with self._opened(talk, Opcode.OPEN_FILE_RO, path) as (_, now):
+            if now != end:
+                raise FtpCorrupt(f"read {path}: it ended after {end} of {told} bytes, and has {now} now. Try again")
+
+    async def _same(self, talk: Talk, path: str, raw: bytes, crc: int, size: int, *, may_grow: bool = True) -> bool:
+        """Whether the vehicle's checksum is ours; True where it cannot tell, or where the file grew meanwhile."""
         if size > CHECK_MOST:
             return True
         try:
@@ -241,7 +249,7 @@ class FtpClient:
             log.info("%s is not checked: %s", path, refused)
             return True
         async with self._opened(talk, Opcode.OPEN_FILE_RO, path) as (_, now):
-            return now != size
+            return may_grow and now > size
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -256,7 +264,9 @@ class FtpClient:
             async with self._talk() as talk:
                 async with self._opened(talk, Opcode.CREATE_FILE, remote) as (session, _):
                     await self._write(talk, session, source, what, tell)
-                if not remote.startswith("@") and not await self._same(talk, remote, raw, source.crc, source.size):
+                if not remote.startswith("@") and not await self._same(
+                    talk, remote, raw, source.crc, source.size, may_grow=False
+                ):
                     raise FtpCorrupt(f"{what}: the vehicle's checksum differs; what is there now is not the file")
         finally:
             await settled(source.close())

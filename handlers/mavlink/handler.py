@@ -28,8 +28,9 @@ from petalbus.handlers.mavlink.link import Link
 from petalbus.handlers.mavlink.looking import Looking
 from petalbus.handlers.mavlink.mission_requests import MissionRequests
 from petalbus.handlers.mavlink.options import MavlinkOptions
-from petalbus.handlers.mavlink.orders import Order, Verb, order_from_command, order_from_emergency
+from petalbus.handlers.mavlink.orders import Order, Verb, comes_down, order_from_command, order_from_emergency
 from petalbus.handlers.mavlink.procedures import Step
+from petalbus.handlers.mavlink.replying import progress
 from petalbus.handlers.mavlink.requests import WORKERS, Requests
 from petalbus.handlers.mavlink.status import StatePublisher
 from petalbus.handlers.mavlink.transfers import Transfers
@@ -90,6 +91,8 @@ class MavlinkHandler:
         self.looking = Looking(self.ingest.latest, self.statistics)
         self.requests = Requests(self.link, self.vehicle, self.files.ftp, ready=self._await_vehicle)
         self._bus = bus
+        self.failures = 0
+        """Times that somebody could not look at frames."""
         self._stack = AsyncExitStack()
         self._opened = 0.0
         self._stopping = False
@@ -112,8 +115,8 @@ class MavlinkHandler:
             stack.callback(lambda: [task.cancel() for task in running])
             self._stack = stack.pop_all()
         self._opened = time.monotonic()
-        self._bus.on("command", redelivery="report", concurrency=None)(self._on_command)
-        self._bus.on("emergency_command", redelivery="report", concurrency=None)(self._on_emergency)
+        for kind, handle in (("command", self._on_command), ("emergency_command", self._on_emergency)):
+            self._bus.on(kind, redelivery="report", concurrency=None, overtakes=comes_down)(handle)
         self.requests.register(self._bus)
         self.looking.register(self._bus)
         self.files.register(self._bus)
@@ -136,12 +139,15 @@ class MavlinkHandler:
             await self._state.say_gone()
 
     def _on_frames(self, frames: Sequence[Frame], mono_ns: int) -> None:
-        self.vehicle.on_frames(frames)
-        self.requests.params.on_frames(frames)
-        self.calls.on_frames(frames)
-        for frame in frames:
-            self.missions.on_frame(frame)
-        self.ingest.on_frames(frames, mono_ns)
+        self.ingest.on_frames(frames, mono_ns)  # first: what is wrong with one of the others costs no record
+        params = self.requests.params
+        for look in (self.vehicle.on_frames, params.on_frames, self.calls.on_frames, self.missions.on_frames):
+            try:
+                look(frames)
+            except Exception:
+                self.failures += 1
+                if self.failures == 1 or self.failures % 1000 == 0:
+                    log.exception("frames could not be looked at, %d times so far", self.failures)
 
     async def _on_command(self, record: Record, context: Context) -> dict[str, Any]:
         """Handle ``command``; orders.py has what there is."""
@@ -164,15 +170,22 @@ class MavlinkHandler:
     async def _carry_out(self, order: Order, record: Record, context: Context) -> dict[str, Any]:
         try:
             await self._await_vehicle(record)
-            async with aclosing(self.vehicle.run(order)) as steps:
+            async with aclosing(self.vehicle.run(order, check=lambda: self._may_leave(order, record))) as steps:
                 async for step in steps:
                     told = self._told(order, step)
                     if step.last:
                         return told
-                    await _tell(context, told, order, record)
+                    if step.ack.final:  # a stage is over, and the next one is still to leave
+                        await _tell(context, told, order, record)
+                    else:
+                        await progress(context, told)
         except MavlinkError as error:
             raise _as_reply(error, record.data) from error
         raise AssertionError(f"{order.verb} ended without a last step")
+
+    def _may_leave(self, order: Order, record: Record) -> None:
+        if not order.urgent and record.expired(boot_clock_ns()):
+            raise OrderOvertaken(f"{order.verb} was given up: its deadline has passed")
 
     async def _await_vehicle(self, record: Record) -> None:
         """Right after the start the first heartbeat is still to come: what waited in the inbox waits for it too."""

@@ -21,6 +21,7 @@ from typing import Any, Final
 from petalbus.handlers.mavlink.calls import Calls, Inbox
 from petalbus.handlers.mavlink.errors import MavlinkError, NotConnected
 from petalbus.handlers.mavlink.framing import Frame
+from petalbus.handlers.mavlink.ftp_talk import settled
 from petalbus.handlers.mavlink.log_part import PartFile
 from petalbus.handlers.mavlink.log_pieces import PIECE, Entry, Listing, LogInfo, Pace, Range, Window
 from petalbus.handlers.mavlink.vehicle import Vehicle
@@ -161,7 +162,7 @@ class LogClient:
         """
         data = bytearray()
 
-        async def begin(_info: LogInfo) -> int:
+        async def begin(_info: LogInfo, _whole: int) -> int:
             return 0
 
         async def store(_offset: int, part: bytes) -> None:
@@ -187,16 +188,20 @@ class LogClient:
         part = PartFile(Path(path))
         wanted: list[LogInfo] = []
 
-        async def begin(info: LogInfo) -> int:
+        async def begin(info: LogInfo, whole: int) -> int:
             wanted.append(info)
-            note = {"system": self._vehicle.heard_lately().system, **info._asdict()}
+            note = {"system": self._vehicle.heard_lately().system, **info._asdict(), "log_size": whole}
+            if not info.time_utc:  # without its time nobody can tell this log from another one of its number
+                note["at"] = time.time_ns()
             return await asyncio.to_thread(part.begin, note)
 
         async def store(offset: int, data: bytes) -> None:
-            await asyncio.to_thread(part.write, offset, data)
+            await settled(asyncio.to_thread(part.write, offset, data))
 
-        got = await self._download(log_id, size, tell, timeout, self._most_in_file, begin, store)
-        await asyncio.to_thread(part.finish, got)
+        async def finish(got: int) -> None:
+            await settled(asyncio.to_thread(part.finish, got))
+
+        got = await self._download(log_id, size, tell, timeout, self._most_in_file, begin, store, finish)
         return wanted[0]._replace(size=got)
 
     async def erase_all(self, *, timeout: float = 30.0) -> list[LogInfo]:
@@ -221,8 +226,9 @@ class LogClient:
         tell: Tell | None,
         timeout: float,
         most: int,
-        begin: Callable[[LogInfo], Awaitable[int]],
+        begin: Callable[[LogInfo, int], Awaitable[int]],
         store: Store,
+        finish: Callable[[int], Awaitable[None]] | None = None,
     ) -> int:
         """Fetch a log's windows in their order; returns how long it is. ``begin`` says how much is there."""
         system = self._vehicle.heard_lately().system
@@ -236,8 +242,10 @@ class LogClient:
                 )
             with self._calls.listen({_DATA}, system) as inbox, self._ending(system):
                 job = _Job(info._replace(size=total), system, inbox, timeout, tell, total, pace)
-                job.done = await begin(job.info)
+                job.done = await begin(job.info, info.size)
                 await self._windows(job, store)
+            if finish is not None:  # still in our turn: the next one may be for the same file
+                await finish(job.done)
         if job.total < total:
             log.warning("log %d of vehicle %d ends after %d of %d bytes", log_id, system, job.done, total)
         return job.done

@@ -26,14 +26,22 @@ class Compared(NamedTuple):
     changed: tuple[str, ...]
 
 
-def compare(wanted: Sequence[MissionItem], kept: Sequence[MissionItem], *, from_item: int = 0) -> Compared:
-    """Compare lists from ``from_item`` on (ArduPilot's item 0 of a mission is its own)."""
+def compare(
+    wanted: Sequence[MissionItem], kept: Sequence[MissionItem], *, from_item: int = 0, strictly: bool = False
+) -> Compared:
+    """Compare lists from ``from_item`` on (ArduPilot's item 0 of a mission is its own).
+
+    ``strictly``: nothing counts as kept in another way. So it must be where the vehicle did not accept the list: an
+    older one may be there that differs in nothing but such things.
+    """
     different: list[str] = []
     changed: list[str] = []
     if len(wanted) != len(kept):
         different.append(f"it has {len(kept)} items, not {len(wanted)}")
     for want, have in list(zip(wanted, kept, strict=False))[from_item:]:
         _compare_item(want, have, different, changed)
+    if strictly:
+        different, changed = [*different, *changed], []
     return Compared(tuple(different[:_MOST_TOLD]), tuple(changed[:_MOST_TOLD]))
 
 
@@ -56,4 +64,6 @@ def _compare_item(want: MissionItem, have: MissionItem, different: list[str], ch
         if math.isnan(ours_f) or abs(theirs_f - ours_f) <= 1e-3 * max(1.0, abs(ours_f)):
             continue
         matters = at == 1 and (want.command in POLYGONS or (want.command in CIRCLES and abs(theirs_f - ours_f) > 1))
+        # what a vehicle does not keep comes back as zero, what it rounds as something near; all else is another mission
+        matters = matters or (theirs_f != 0 and abs(theirs_f - ours_f) >= 1)
         (different if matters else changed).append(f"{name}: param{at} {theirs_f:g}, not {ours_f:g}")

@@ -8,6 +8,7 @@ are asked to leave it in, uploads add it and downloads leave it out, so that ite
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from petalbus.handlers.mavlink.vehicle import Vehicle
     from petalbus.schemas.record import Record
 
-_AT_ONCE = 4
+_AT_ONCE = 2
 
 
 class OfAKind(Wanted):
@@ -67,9 +68,12 @@ class MissionRequests:
     def __init__(self, calls: Calls, vehicle: Vehicle) -> None:
         self.client = MissionClient(calls, vehicle)
 
-    def on_frame(self, frame: Frame) -> None:
-        """Every frame: which item is flown, and which was reached."""
-        self.client.progress.on_frame(frame)
+    def on_frames(self, frames: Sequence[Frame]) -> None:
+        """All frames: which item is flown, and which was reached."""
+        progress = self.client.progress
+        for frame in frames:
+            if frame.msgid in progress.msgids:
+                progress.on_frame(frame)
 
     def register(self, bus: Bus) -> None:
         """Handle the records on ``bus``. What changes something is not run again after a crash."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final, NamedTuple
@@ -53,6 +54,7 @@ _DO_SET_MISSION_CURRENT: Final = 224
 _UNSUPPORTED: Final = 3
 _NOT_KNOWN: Final = 0xFFFF
 _SET_AGAIN_S: Final = 0.5
+_MOST_IDS: Final = 64
 
 
 class MissionBusy(MavlinkError):
@@ -152,6 +154,7 @@ class MissionClient:
         self._free = asyncio.Lock()
         self._trip = SteadyTrip()
         self._trip_system = 0
+        self._ids: deque[int] = deque(maxlen=_MOST_IDS)
         self.progress = MissionProgress(calls.dialect, lambda: vehicle.state.system if vehicle.state else None)
 
     async def upload(
@@ -208,7 +211,8 @@ class MissionClient:
                 await talk.ask(what, "MISSION_CLEAR_ALL", ACK, max(0.5, end - time.monotonic()))
                 left, _ = await self._count(talk, timeout)
                 # ArduPilot may keep its home; with any other the acknowledgement was of something earlier
-                if left <= (1 if kind is MissionKind.MISSION else 0):
+                own = kind is MissionKind.MISSION and self._vehicle.heard_lately().autopilot == Autopilot.ARDUPILOT
+                if left <= (1 if own else 0):
                     break
                 if time.monotonic() >= end:
                     raise MissionTimeout(what, 0, left, timeout)
@@ -260,12 +264,14 @@ class MissionClient:
     ) -> Uploaded:
         """Make sure of an upload; after a doubtful one this decides."""
         what = f"upload of {len(items)} {talk.kind.name.lower()} items"
-        if sent.accepted and sent.list_id:
+        if sent.accepted and sent.list_id and sent.list_id not in self._ids:
+            # an id that was known before may belong to a late acknowledgement of that earlier list
+            self._ids.append(sent.list_id)
             total, list_id = await self._count(talk, timeout)
             if (total, list_id) == (len(items), sent.list_id):
                 return Uploaded(len(items), list_id, "opaque_id")
         kept = await self._fetch(talk, timeout, None)
-        compared = compare(items, kept, from_item=from_item)
+        compared = compare(items, kept, from_item=from_item, strictly=not sent.accepted)
         if compared.different and sent.accepted:
             raise MissionDiffers(what, compared.different)
         if compared.different:

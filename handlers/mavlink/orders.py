@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from petalbus.handlers.mavlink.errors import OrderInvalid
+
+if TYPE_CHECKING:
+    from petalbus.schemas.record import Record
 
 MIN_ALTITUDE_M: Final = 0.5
 MAX_ALTITUDE_M: Final = 500.0
@@ -55,6 +58,8 @@ _NUMBERS: Final[dict[str, tuple[float, float, str]]] = {
     "throttle": (0.0, 1.0, "of full power"),
     "seconds": (0.1, 10.0, "s"),
 }
+
+_COMING_DOWN: Final = ("land", "return", "hold", "disarm", "emergency_stop")
 
 _ACTIONS: Final = {"land_immediately": Verb.LAND, "emergency_stop": Verb.EMERGENCY_STOP}
 
@@ -206,3 +211,14 @@ def _command_id(data: Mapping[str, Any]) -> str | int | None:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def comes_down(record: Record) -> bool:
+    """Whether a record orders the vehicle down, or to stay: then it waits for no other one of its sender."""
+    data = record.data
+    if not isinstance(data, dict):
+        return False
+    if record.type == "emergency_command":
+        return True
+    word = data.get("command")
+    return isinstance(word, str) and _OTHER_WORDS.get(word, word) in _COMING_DOWN

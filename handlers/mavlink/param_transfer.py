@@ -155,6 +155,11 @@ class Transfer:
                 self._prepare(item)
 
     @property
+    def encoding(self) -> ParamEncoding | None:
+        """How the vehicle sends integers; None: not known."""
+        return self._remote.encoding
+
+    @property
     def total(self) -> int:
         """Parameters asked for."""
         return len(self._items)

@@ -29,7 +29,7 @@ _POSITION_S: Final = 2.0
 _POSITION_AGE_S: Final = 5.0
 _CUSTOM_MODE: Final = 1
 _ARDUCOPTER_GUIDED: Final = 4
-_IN_THE_AIR: Final = (2, 3, 4)
+_ON_GROUND: Final = 1
 _FORCE: Final = 21196.0
 _NAN: Final = float("nan")
 _CHANGE_MODE: Final = 1.0
@@ -38,8 +38,12 @@ _ABOVE_SEA: Final = 5
 _ABOVE_HOME: Final = 6
 _PERCENT: Final = 0.0
 
-DOWN: Final = frozenset((Verb.LAND, Verb.RETURN, Verb.DISARM, Verb.EMERGENCY_STOP))
-"""Orders to come down; a takeoff that one overtakes must not go on."""
+DOWN: Final = frozenset((Verb.LAND, Verb.RETURN, Verb.HOLD, Verb.DISARM, Verb.EMERGENCY_STOP))
+"""Orders to come down or to stay; a takeoff or a goto that one overtakes must not go on."""
+
+_DOWN_MODES: Final = frozenset(
+    ("land", "return", "rtl", "smart_rtl", "auto_rtl", "qland", "qrtl", "precision_land", "hold", "brake")
+)
 
 
 class Cmd(IntEnum):
@@ -85,34 +89,53 @@ class Procedures:
         self._clock = clock
         self._down = 0  # counts orders to come down
 
-    def run(self, order: Order, state: VehicleState) -> Steps:
-        """Carry out ``order``. Raises OrderNotPossible, and what the commands raise."""
-        if order.verb in DOWN:
-            self._down += 1
-        return self._procedure(state, order)
+    def run(self, order: Order, state: VehicleState, *, check: Check = None) -> Steps:
+        """Carry out ``order``. ``check`` may raise just before each command leaves. Raises OrderNotPossible, and what
+        the commands raise.
+        """
+        if is_down(order):
+            self.note_down()
+            return self._procedure(state, order, check)
+        down = self._down
 
-    def _procedure(self, state: VehicleState, order: Order) -> Steps:  # noqa: PLR0911  # one for each kind of order
+        def still_wanted() -> None:
+            if self._down != down:
+                raise OrderOvertaken(f"{order.verb} was given up: an order to come down or to stay overtook it")
+            if order.verb is Verb.GOTO and not state.armed:
+                raise OrderNotPossible("goto was not sent: the vehicle is not armed; order a takeoff first")
+            if order.verb is Verb.MOTOR_TEST and state.armed:
+                raise OrderNotPossible("motor_test was not sent: the vehicle is armed")
+            if check is not None:
+                check()
+
+        return self._procedure(state, order, still_wanted)
+
+    def note_down(self) -> None:
+        """An order to come down was given, also past us: what has not left yet of earlier orders does not leave."""
+        self._down += 1
+
+    def _procedure(self, state: VehicleState, order: Order, check: Check) -> Steps:  # noqa: PLR0911  # one for each kind of order
         match order.verb:
             case Verb.ARM:
-                return self._set_armed("arm", state, armed=True, last=True)
+                return self._set_armed("arm", state, armed=True, last=True, check=check)
             case Verb.DISARM:
-                return self._set_armed("disarm", state, armed=False, last=True)
+                return self._set_armed("disarm", state, armed=False, last=True, check=check)
             case Verb.TAKEOFF:
                 assert order.altitude is not None
-                return self._takeoff(state, order.altitude)
+                return self._takeoff(state, order.altitude, check)
             case Verb.LAND:
-                return self._do("land", Command(Cmd.NAV_LAND), state)
+                return self._do("land", Command(Cmd.NAV_LAND), state, check=check)
             case Verb.RETURN:
-                return self._do("return", Command(Cmd.NAV_RETURN_TO_LAUNCH), state)
+                return self._do("return", Command(Cmd.NAV_RETURN_TO_LAUNCH), state, check=check)
             case Verb.HOLD:
-                return self._do("hold", self._mode(state, "hold"), state)
+                return self._do("hold", self._mode(state, "hold"), state, check=check)
             case Verb.MODE:
                 assert order.mode is not None
-                return self._do("mode", self._mode(state, order.mode), state)
+                return self._do("mode", self._mode(state, order.mode), state, check=check)
             case Verb.GOTO:
-                return self._goto(state, order)
+                return self._goto(state, order, check)
             case Verb.MOTOR_TEST:
-                return self._do("motor_test", self._motor(state, order), state)
+                return self._do("motor_test", self._motor(state, order), state, check=check)
             case Verb.EMERGENCY_STOP:
                 return self._stop(state)
 
@@ -122,15 +145,13 @@ class Procedures:
 
     def _motor(self, state: VehicleState, order: Order) -> Command:
         """One motor. Never while it may fly: a test of a motor takes it away from the others."""
-        if state.armed:
-            raise OrderNotPossible("motor_test was not sent: the vehicle is armed")
         if state.autopilot == Autopilot.ARDUPILOT:
             return Command(Cmd.DO_MOTOR_TEST, (float(order.motor), _PERCENT, order.throttle * 100.0, order.seconds))
         return Command(Cmd.ACTUATOR_TEST, (order.throttle, order.seconds, 0.0, 0.0, float(order.motor)))
 
-    async def _goto(self, state: VehicleState, order: Order) -> Steps:
-        if not state.armed:
-            raise OrderNotPossible("goto was not sent: the vehicle is not armed; order a takeoff first")
+    async def _goto(self, state: VehicleState, order: Order, check: Check) -> Steps:
+        if check is not None:
+            check()  # before anything is asked; once more before it leaves
         assert order.latitude is not None
         assert order.longitude is not None
         assert order.altitude is not None
@@ -140,7 +161,7 @@ class Procedures:
             frame, height = _ABOVE_SEA, await self._ground(state) + order.altitude
         speed = _AS_IT_FLIES if order.speed is None else order.speed
         command = Command(Cmd.DO_REPOSITION, (speed, _CHANGE_MODE, 0.0, _NAN, *place, height), frame=frame)
-        async with aclosing(self._do("goto", command, state)) as steps:
+        async with aclosing(self._do("goto", command, state, check=check)) as steps:
             async for step in steps:
                 yield step
 
@@ -152,14 +173,8 @@ class Procedures:
             async for ack in acks:
                 yield Step(stage, ack, ack.final and (last or ack.result != ACCEPTED))
 
-    async def _takeoff(self, state: VehicleState, altitude: float) -> Steps:
+    async def _takeoff(self, state: VehicleState, altitude: float, check: Check) -> Steps:
         stages: list[Steps] = []
-        down = self._down
-
-        def check() -> None:
-            if self._down != down:
-                raise OrderOvertaken("takeoff was given up half-way: an order to come down overtook it")
-
         if state.autopilot == Autopilot.ARDUPILOT:
             params = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, altitude)
             if state.custom_mode != _ARDUCOPTER_GUIDED:
@@ -246,4 +261,12 @@ class Procedures:
         fields = self._dialect.fields(state.position)
         altitude: float = fields["alt"] / 1000
         above_home: float = fields["relative_alt"] / 1000
-        return altitude - above_home if state.armed and state.landed_state in _IN_THE_AIR else altitude
+        # on the ground the height above home may be that above yesterday's home; where nobody says that it stands
+        # there, an armed vehicle may be in the air, and its own height must not count as ground
+        return altitude if not state.armed or state.landed_state == _ON_GROUND else altitude - above_home
+
+
+def is_down(order: Order) -> bool:
+    """Whether an order makes the vehicle come down, or stay where it is."""
+    mode = (order.mode or "").strip().lower().replace(" ", "_").replace("-", "_")
+    return order.verb in DOWN or (order.verb is Verb.MODE and mode in _DOWN_MODES)

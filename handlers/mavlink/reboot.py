@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from petalbus.handlers.mavlink.commands import Ack, Command, Target
-from petalbus.handlers.mavlink.errors import CommandOutcomeUnknown
+from petalbus.handlers.mavlink.errors import CommandOutcomeUnknown, NotConnected
 from petalbus.handlers.mavlink.state import VehicleState
 from petalbus.handlers.mavlink.vehicle import Vehicle
 
@@ -103,6 +103,11 @@ class Reboot:
                     return  # it is rebooting, and a second command would make it do so twice
                 if seen.sends < wanted.attempts:
                     await asyncio.sleep(wanted.retry_delay)
+            except NotConnected:
+                if seen.sends == 1:
+                    raise
+                seen.sends -= 1  # this one did not leave, but one before did: the heartbeats decide
+                return
             else:
                 seen.ack_result = ack.result
                 return

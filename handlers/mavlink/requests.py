@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WORKERS: Final = 16
+WORKERS: Final = 72
 """Handlers of the app ``vehicle`` that may run at once: they wait for the vehicle, they do not compute."""
 
 _PARAM_OPERATIONS: Final = 6
@@ -106,6 +106,7 @@ class Requests:
         fields = {} if definition is None else definition.unpack(frame.payload, json_safe=False)
         system = fields.get("target_system") or None
         if frame.msgid in _COMMANDS and system is not None:
+            self._vehicle.note_foreign_command(fields["command"], fields["param1"])
             self._vehicle.client.note_foreign((system, fields["target_component"], fields["command"]))
         return 1 if self._link.forward(frame, system=system) else 0
 
@@ -119,6 +120,7 @@ class Requests:
         wanted = read_wanted(SendCommand, record.data)
         await self._ready(record)
         target = Target(self._vehicle.heard_lately().system, wanted.component)
+        self._vehicle.note_foreign_command(wanted.command, (wanted.params or [0.0])[0] or 0.0)
         async with aclosing(self._vehicle.client.run(wanted.order(), target)) as acks:
             async for ack in acks:
                 if ack.final:
@@ -158,7 +160,7 @@ class Requests:
         await self._ready(record)
         names = dict.fromkeys(wanted.names)
         transfer = await self.params.read(names, limits=wanted.limits(), timeout=wanted.timeout, tell=teller(context))
-        return await self._outcome(transfer)
+        return self._outcome(transfer)
 
     async def _write(self, record: Record, context: Context) -> dict[str, Any]:
         wanted = read_wanted(WriteParams, record.data)
@@ -170,7 +172,7 @@ class Requests:
         transfer = await self.params.write(
             items, limits=wanted.limits(verify=wanted.verify), timeout=wanted.timeout, tell=teller(context)
         )
-        return await self._outcome(transfer)
+        return self._outcome(transfer)
 
     async def _list(self, record: Record, context: Context) -> dict[str, Any]:
         wanted = read_wanted(ListParams, record.data)
@@ -180,8 +182,8 @@ class Requests:
         shown, refused = _told_values(values, encoding)
         return {"encoding": encoding, "values": shown, "refused": refused, "how": self._lister.how}
 
-    async def _outcome(self, transfer: Transfer) -> dict[str, Any]:
-        encoding = await self.params.encoding()
+    def _outcome(self, transfer: Transfer) -> dict[str, Any]:
+        encoding = transfer.encoding  # not asked for: the vehicle may be gone, and what it has done is done
         shown, refused = _told_values({str(key): value for key, value in transfer.values.items()}, encoding)
         refused |= {str(key): _told_refusal(refusal) for key, refusal in transfer.refusals.items()}
         return {"encoding": encoding, "values": shown, "refused": refused, "sent": transfer.sent}

@@ -200,7 +200,7 @@ class Signer:
     async def kept(self) -> AsyncIterator[None]:
         """Keep the timestamp in the memory file while the link is open.
 
-        It starts a minute after the one in the file, and is written at its first use, when it has grown by half a
+        It starts two minutes after the one in the file, and is written at its first use, when it has grown by half a
         minute (looked at every 3 s), and at the end; so it never goes back, however the process ends.
         """
         if self._memory is None:
@@ -208,7 +208,8 @@ class Signer:
             return
         stored = await asyncio.to_thread(_load, self._memory)
         if stored:
-            self._began = max(self._began, stored + _MINUTE)
+            # what was heard after the last saving, half a minute ago at most, must lie outside of the minute's window
+            self._began = max(self._began, stored + 2 * _MINUTE)
             self._began_s = time.monotonic()
         saving = asyncio.create_task(self._save_often(self._memory), name="mavlink.signing")
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import time
 from collections.abc import Sequence
@@ -14,11 +15,15 @@ from petalbus.handlers.mavlink.errors import LinkError
 if TYPE_CHECKING:
     from petalbus.handlers.mavlink.transport import Address, Receiver
 
+log = logging.getLogger(__name__)
+
 _MAX_DRAIN: Final = 512
 _RECEIVE_BUFFER: Final = 1 << 20
 _BUSY: Final = 1000.0
 """Datagrams a second."""
-_LARGEST_DATAGRAM: Final = 65535
+_LARGEST_DATAGRAM: Final = 16 << 10
+"""What is longer is no MAVLink, and is cut: looking for frames in it would take long."""
+_LONGEST_DRAIN_S: Final = 0.01
 
 
 class UdpTransport:
@@ -162,19 +167,23 @@ class UdpTransport:
         buffer = self._buffer
         only = self.remote[0] if self.remote is not None and self.endpoint.kind == "udpout" else None
         count = 0
-        for _ in range(_MAX_DRAIN):
-            try:
-                size, address = sock.recvfrom_into(buffer)
-            except (BlockingIOError, InterruptedError):
-                break
-            except OSError:
-                self.receive_errors += 1
-                break
-            count += 1
-            if only is None or address[0] == only:
-                receiver.received(bytes(buffer[:size]), address)
-        if count:
-            receiver.drained()
+        until = time.monotonic() + _LONGEST_DRAIN_S
+        try:
+            while count < _MAX_DRAIN and (not count or time.monotonic() < until):
+                try:
+                    size, address = sock.recvfrom_into(buffer)
+                except (BlockingIOError, InterruptedError):
+                    break
+                except OSError:
+                    self.receive_errors += 1
+                    break
+                count += 1
+                if only is None or address[0] == only:
+                    receiver.received(bytes(buffer[:size]), address)
+            if count:
+                receiver.drained()
+        except Exception:  # a fault of ours further up: the link must go on being read
+            log.exception("%s: what came could not be taken in", self.name)
         self._counted += count
         return count
 

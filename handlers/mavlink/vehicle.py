@@ -19,7 +19,7 @@ from petalbus.handlers.mavlink.errors import NotConnected
 from petalbus.handlers.mavlink.framing import Frame
 from petalbus.handlers.mavlink.modes import mode_name
 from petalbus.handlers.mavlink.orders import Order
-from petalbus.handlers.mavlink.procedures import Procedures, Steps
+from petalbus.handlers.mavlink.procedures import Check, Cmd, Procedures, Steps
 from petalbus.handlers.mavlink.state import VehicleState
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class Vehicle:
             return
         elif frame.msgid == _HEARTBEAT:
             self._on_heartbeat(frame)
-        elif self.state is not None and frame.sysid == self.state.system:
+        elif self.state is not None and frame.sysid == self.state.system and self.dialect.definition(frame.msgid):
             if frame.msgid == _GLOBAL_POSITION_INT:
                 self.state.position = frame
                 self.state.position_at = self._clock()
@@ -144,8 +144,14 @@ class Vehicle:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def run(self, order: Order) -> Steps:
-        """Carry out ``order``; the last step decides it. Use it with ``contextlib.aclosing``.
+    def note_foreign_command(self, number: int, first: float) -> None:
+        """Another program sends a command past us: one to come down ends what of our orders has not left yet."""
+        if number in (Cmd.NAV_LAND, Cmd.NAV_RETURN_TO_LAUNCH) or (number == Cmd.COMPONENT_ARM_DISARM and not first):
+            self._procedures.note_down()
+
+    async def run(self, order: Order, *, check: Check = None) -> Steps:
+        """Carry out ``order``; the last step decides it. Use it with ``contextlib.aclosing``. ``check`` may raise just
+        before a command leaves.
 
         Raises NotConnected at once when no vehicle is there (an emergency stop is sent all the same to one that was
         there), CommandOutcomeUnknown when an answer stays away.
@@ -158,7 +164,7 @@ class Vehicle:
                 f"vehicle {state.system} was last heard {self._clock() - state.heard:.1f} s ago; nothing was sent. "
                 "Check the link, or wait for its heartbeat"
             )
-        async with aclosing(self._procedures.run(order, state)) as steps:
+        async with aclosing(self._procedures.run(order, state, check=check)) as steps:
             async for step in steps:
                 yield step
 

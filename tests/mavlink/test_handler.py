@@ -238,7 +238,9 @@ async def test_i4_an_emergency_stop_overtakes_what_waits_for_its_answer(
     stop = asyncio.create_task(vehicle.command("emergency_stop", priority=Priority.CRITICAL), name="test.stop")
     await peer.until(lambda: [one for one in peer.commands(ARM_DISARM) if one.param2 == 21196])
     assert time.monotonic() - began < 0.25, "it left while the land was still unanswered"
-    peer.heartbeat(armed=False)
+    while not stop.done():  # a disarm was under way: a heartbeat after the acknowledgement must say it, too
+        peer.heartbeat(armed=False)
+        await asyncio.sleep(0.02)
     assert (await stop).data["status"] == "success"
     results = await asyncio.gather(*waiting, return_exceptions=True)
     assert all(isinstance(result, ReplyError) for result in results)

@@ -13,7 +13,9 @@ from mavlink.drive import ARM, DISARM, STOP, Connect, brief, running, silent, st
 from mavlink.peer import (
     ACCEPTED,
     ARM_DISARM,
+    LAND,
     PX4,
+    REQUEST_MESSAGE,
     TAKEOFF,
     Peer,
     obedient,
@@ -165,3 +167,95 @@ class TestConnection:
         assert await station.vehicle.wait_connected(5.0)
         assert station.vehicle.state.system == 6
         assert station.vehicle.describe()["system"] == 6
+
+
+async def test_an_ordinary_command_never_cuts_off_an_emergency_stop(connected: Connect) -> None:
+    """I4: an arm that comes while the stop is unanswered waits for its end; the stop goes on being repeated."""
+    station, peer = await connected(on_message=silent)
+    stopping = running(station.vehicle, STOP)
+    await peer.until(lambda: len(peer.commands(ARM_DISARM)) >= 1)
+    arming = running(station.vehicle, ARM)
+    await asyncio.wait([stopping], timeout=5)
+    with pytest.raises(CommandOutcomeUnknown) as unknown:
+        await stopping
+    assert unknown.value.sent >= 3
+    stops = [message for message in peer.commands(ARM_DISARM) if message.param2 == 21196]
+    assert len(stops) == unknown.value.sent
+    await asyncio.gather(arming, return_exceptions=True)
+
+
+async def test_an_arm_that_waits_does_not_leave_after_an_emergency_stop(connected: Connect) -> None:
+    """Ordered before the stop, its turn comes after it: then it is given up."""
+    station, peer = await connected(on_message=silent)
+    disarming = running(station.vehicle, DISARM)
+    await peer.until(lambda: len(peer.commands(ARM_DISARM)) == 1)
+    arming = running(station.vehicle, ARM)
+    await asyncio.sleep(0.05)
+    stopping = running(station.vehicle, STOP)
+    results = await asyncio.gather(disarming, arming, stopping, return_exceptions=True)
+    assert isinstance(results[1], OrderOvertaken)
+    assert not [message for message in peer.commands(ARM_DISARM) if message.param1 == 1]
+
+
+async def test_an_emergency_stop_goes_on_trying_while_the_wire_is_away(connected: Connect) -> None:
+    station, peer = await connected()
+    send, station.link.transport.send = station.link.transport.send, lambda *_: False
+    stopping = running(station.vehicle, STOP)
+    await asyncio.sleep(0.15)
+    assert not stopping.done()
+    station.link.transport.send = send
+    steps = await asyncio.wait_for(stopping, 5)
+    assert steps[-1].ack.result == ACCEPTED
+    assert len(peer.commands(ARM_DISARM)) == 1
+
+
+@pytest.mark.parametrize("down", [Order(Verb.MODE, mode="land"), Order(Verb.HOLD), Order(Verb.RETURN)])
+async def test_any_order_to_come_down_or_to_stay_ends_a_takeoff(connected: Connect, down: Order) -> None:
+    def slow_arm(peer: Peer, message: Any) -> None:
+        if message.get_type() == "COMMAND_LONG" and message.command != ARM_DISARM:
+            peer.ack(message.command)
+
+    station, peer = await connected(on_message=slow_arm)
+    flying = running(station.vehicle, Order(Verb.TAKEOFF, 5.0))
+    await peer.until(lambda: peer.commands(ARM_DISARM))
+    await steps_of(station.vehicle, down)
+    peer.ack(ARM_DISARM)
+    with pytest.raises(OrderOvertaken):
+        await flying
+    assert peer.commands(TAKEOFF) == []
+
+
+async def test_a_goto_that_waited_does_not_leave_after_a_landing(connected: Connect) -> None:
+    """It asks for the position first; meanwhile the vehicle was told to land."""
+
+    def deaf(peer: Peer, message: Any) -> None:
+        if message.get_type() == "COMMAND_LONG" and message.command == LAND:
+            peer.ack(LAND)
+
+    station, peer = await connected(on_message=deaf, heartbeat={"armed": True})
+    station.vehicle.state.position = None
+    going = running(station.vehicle, Order(Verb.GOTO, 5.0, latitude=1.0, longitude=2.0))
+    await peer.until(lambda: peer.commands(REQUEST_MESSAGE))
+    await steps_of(station.vehicle, Order(Verb.LAND))
+    peer.ack(REQUEST_MESSAGE)
+    peer.position()
+    with pytest.raises(OrderOvertaken):
+        await going
+    assert peer.of("COMMAND_INT") == []
+
+
+async def test_a_goto_from_the_air_is_as_high_as_was_said_also_where_nobody_says_that_it_flies(
+    connected: Connect,
+) -> None:
+    """Without EXTENDED_SYS_STATE the vehicle's own height must not count as that of the ground."""
+
+    def obey(peer: Peer, message: Any) -> None:
+        if message.get_type() in ("COMMAND_INT", "COMMAND_LONG"):
+            peer.ack(message.command)
+
+    station, peer = await connected(on_message=obey, heartbeat={"armed": True})
+    peer.position(alt=150.0, relative=50.0)
+    await asyncio.sleep(0.05)
+    await steps_of(station.vehicle, Order(Verb.GOTO, 10.0, latitude=1.0, longitude=2.0))
+    (sent,) = peer.of("COMMAND_INT")
+    assert sent.z == pytest.approx(110.0)

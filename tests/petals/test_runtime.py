@@ -331,7 +331,7 @@ async def test_it_answers_on_the_bus(place: Place, server: RealServer, bus_name:
         assert [(one["name"], one["state"]) for one in told["petals"] if one["name"] == "one"] == [("one", "running")]
         assert told["states"]["running"] == 1
         assert told["proxies"]["redis"] == {"ready": True, "reason": None}
-        assert told["proxies"]["ftp_mavlink"]["reason"] == "this installation has no such proxy"
+        assert told["proxies"]["ftp_mavlink"]["reason"] == "MAVLink connection not established"
         assert (await ask({"action": "disable", "name": "one"})).data["petal"]["state"] == "disabled"
         for data, code in (({"action": "enable"}, "NO_NAME"), ({"action": "enable", "name": "x"}, "UNKNOWN_PETAL")):
             with pytest.raises(ReplyError) as refused:

@@ -59,7 +59,7 @@ async def test_a_stop_is_not_cut_short_by_the_next_order(place: Place, ground: B
     place.petal("counted", COUNTED)
     manager = await place.start()
     await place.until("counted", "running")
-    (petal,) = manager._petals.values()
+    petal = next(one for one in manager._petals.values() if one.name == "counted")
     for _ in range(3):
         ordered = asyncio.create_task(petal.restart(), name="restart")
         await asyncio.sleep(0.1)  # it is in async_shutdown
@@ -94,7 +94,7 @@ async def test_a_decision_holds_under_each_name_and_after_a_restart(place: Place
     place.petal("found_as", COUNTED, target="P")
     manager = await place.start()
     await place.until("found_as", "running")
-    found = next(iter(manager._petals))
+    found = str(place.told("found_as")["entry_point"])
     await manager.act(found if by == "found_as" else "counted", "disable")
     await manager.stop()
     manager = await place.start()

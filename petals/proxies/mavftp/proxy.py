@@ -249,11 +249,17 @@ class _LoggerStopped:
     async def __aenter__(self) -> None:
         if not self._wanted:
             return
+        self._stopped = True  # from here on it may be
         try:
             await self._vehicle.stop_px4_logging(settle_time=0.5)
-            self._stopped = True
-        except (TimeoutError, VehicleError) as error:
+        except TimeoutError as error:  # the line did not run
+            self._stopped = False
             log.info("the logger was not stopped: %s", error)
+        except VehicleError as error:
+            log.warning("whether the logger was stopped is not known: %s", error)
+        except BaseException:
+            await self.__aexit__()
+            raise
 
     async def __aexit__(self, *_error: object) -> None:
         if not self._stopped:

@@ -31,6 +31,7 @@ _STATE: Final = "vehicle.state"
 _REST_S: Final = 0.005
 _LINGER_S: Final = 10.0
 _RETRY_S: Final = 1.0
+_STATUS_S: Final = 1.0
 _REQUEST_MARGIN_S: Final = 3.0
 
 
@@ -306,7 +307,12 @@ class VehicleLink(ExternalProxy, ABC):
         Raises ProxyNotReady (a RuntimeError) when there is no vehicle, no handler or no bus, VehicleError (another one)
         when the handler answers with an error.
         """
-        from petalbus.daemon.bus.errors import BusError, ReplyError  # noqa: PLC0415  # as above
+        from petalbus.daemon.bus.errors import (  # noqa: PLC0415  # as above
+            BusError,
+            OutcomeUnknown,
+            ReplyError,
+            RequestTimeout,
+        )
         from petalbus.schemas.stamps import new_id  # noqa: PLC0415  # as above
 
         self._require_connected()
@@ -326,6 +332,11 @@ class VehicleLink(ExternalProxy, ABC):
             if error.error_code == "VEHICLE_NOT_CONNECTED":
                 raise ProxyNotReady(NOT_CONNECTED) from error
             raise VehicleError(error.error_code, error.detail) from error
+        except (RequestTimeout, OutcomeUnknown) as error:
+            if await _never_began(bus, request_id):
+                raise ProxyNotReady(f"{NOT_CONNECTED}: {error}") from error
+            detail = {"message": f"no answer came, and it may have been done: {error}"}
+            raise VehicleError("OUTCOME_UNKNOWN", detail) from error
         except BusError as error:
             raise ProxyNotReady(f"{NOT_CONNECTED}: {error}") from error
         except asyncio.CancelledError:
@@ -344,3 +355,15 @@ class VehicleLink(ExternalProxy, ABC):
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s failed: %s", task.get_name(), error, exc_info=error)
+
+
+async def _never_began(bus: Bus, request_id: str) -> bool:
+    """Whether a request that was not answered was not begun either. Where that cannot be found out it may have been."""
+    from petalbus.daemon.bus.errors import BusError  # noqa: PLC0415  # as above
+    from petalbus.schemas.vocabulary import Status  # noqa: PLC0415  # as above
+
+    try:
+        async with asyncio.timeout(_STATUS_S):
+            return await bus.status(request_id) in (Status.PENDING, Status.TIMEOUT)
+    except (BusError, TimeoutError):
+        return False
