@@ -46,7 +46,7 @@ def endpoint_of(settings: Settings) -> str | None:
         return f"udpin:127.0.0.1:{_free_udp_port()}"
     if not settings.mavlink_endpoint:
         return None
-    from petalbus.handlers.mavlink.endpoint import parse_endpoints  # noqa: PLC0415  # only who has a vehicle needs it
+    from petalbus.handlers.mavlink.wire.endpoint import parse_endpoints  # noqa: PLC0415  # only who has a vehicle needs it
 
     return ",".join(map(str, parse_endpoints(settings.mavlink_endpoint)))
 
@@ -58,7 +58,7 @@ def mavlink_part(connect: Connect, settings: Settings, endpoint: str) -> RunPart
         module = await asyncio.to_thread(import_module, "petalbus.handlers.mavlink.handler")
         read_rates = import_module("petalbus.handlers.mavlink.ingest").read_rates
         await asyncio.to_thread(
-            import_module("petalbus.handlers.mavlink.dialect").load_dialect, settings.mavlink_dialect
+            import_module("petalbus.handlers.mavlink.wire.dialect").load_dialect, settings.mavlink_dialect
         )
         async with (
             connect(_VEHICLE_APP) as bus,
@@ -133,7 +133,7 @@ def _signer(settings: Settings) -> Any:
     """Signs and checks frames; None where no key is set. Raises SigningError."""
     if not settings.mavlink_signing_key:
         return None
-    module = import_module("petalbus.handlers.mavlink.signing")
+    module = import_module("petalbus.handlers.mavlink.wire.signing")
     return module.Signer(
         module.signing_key(settings.mavlink_signing_key),
         accept_unsigned=settings.mavlink_accept_unsigned,

@@ -1,10 +1,14 @@
 """MAVLink: the vehicle on the bus.
 
-framing, dialect, params   bytes <-> frames <-> messages (pure)
-transport, link            frames on the wire
-commands, orders, vehicle  what the vehicle is told, and its answers
-handler                    the bus side; runs in the daemon
-sim                        a simulated vehicle, a program of its own
+wire       bytes <-> frames <-> messages, transports, signing, conversations over one link
+flight     what the vehicle is told to do, and what came of it
+params     parameters, many at once
+missions   missions, fences, rally points
+files      MAVLink FTP, flight logs, the shell, .tlog
+requests   what other programs may ask for: records in, replies out
+ingest     frames -> records; the latest of each kind
+handler    all of it on one link and one bus; runs in the daemon
+sim        a simulated vehicle, a program of its own
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from petalbus.handlers.mavlink.dialect import DEFAULT_DIALECT, Dialect, load_dialect
-from petalbus.handlers.mavlink.framing import Frame
+from petalbus.handlers.mavlink.wire.dialect import DEFAULT_DIALECT, Dialect, load_dialect
+from petalbus.handlers.mavlink.wire.framing import Frame
 
 if TYPE_CHECKING:
     from petalbus.schemas.record import Record

@@ -17,24 +17,24 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from petalbus.daemon.bus.errors import BusError, HandlerError
-from petalbus.handlers.mavlink.calls import Calls
-from petalbus.handlers.mavlink.commands import ACCEPTED
 from petalbus.handlers.mavlink.errors import MavlinkError, NotConnected, OrderNotAllowed, OrderOvertaken
-from petalbus.handlers.mavlink.file_requests import FileRequests
-from petalbus.handlers.mavlink.framing import Frame
-from petalbus.handlers.mavlink.heartbeat import beat
+from petalbus.handlers.mavlink.flight.commands import ACCEPTED
+from petalbus.handlers.mavlink.flight.orders import Order, Verb, comes_down, order_from_command, order_from_emergency
+from petalbus.handlers.mavlink.flight.procedures import Step
+from petalbus.handlers.mavlink.flight.vehicle import Vehicle
 from petalbus.handlers.mavlink.ingest import Ingest
-from petalbus.handlers.mavlink.link import Link
-from petalbus.handlers.mavlink.looking import Looking
-from petalbus.handlers.mavlink.mission_requests import MissionRequests
 from petalbus.handlers.mavlink.options import MavlinkOptions
-from petalbus.handlers.mavlink.orders import Order, Verb, comes_down, order_from_command, order_from_emergency
-from petalbus.handlers.mavlink.procedures import Step
-from petalbus.handlers.mavlink.replying import progress
-from petalbus.handlers.mavlink.requests import WORKERS, Requests
+from petalbus.handlers.mavlink.requests.files import FileRequests
+from petalbus.handlers.mavlink.requests.looking import Looking
+from petalbus.handlers.mavlink.requests.missions import MissionRequests
+from petalbus.handlers.mavlink.requests.replying import progress
+from petalbus.handlers.mavlink.requests.transfers import Transfers
+from petalbus.handlers.mavlink.requests.vehicle import WORKERS, Requests
 from petalbus.handlers.mavlink.status import StatePublisher
-from petalbus.handlers.mavlink.transfers import Transfers
-from petalbus.handlers.mavlink.vehicle import Vehicle
+from petalbus.handlers.mavlink.wire.calls import Calls
+from petalbus.handlers.mavlink.wire.framing import Frame
+from petalbus.handlers.mavlink.wire.heartbeat import beat
+from petalbus.handlers.mavlink.wire.link import Link
 from petalbus.schemas.stamps import boot_clock_ns
 
 if TYPE_CHECKING:

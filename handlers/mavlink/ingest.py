@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 from petalbus.daemon.bus.connection import ServerError
 from petalbus.daemon.bus.errors import BusError
 from petalbus.handlers.mavlink.decode import CONTENT_TYPE
-from petalbus.handlers.mavlink.dialect import Dialect
 from petalbus.handlers.mavlink.errors import DialectError
-from petalbus.handlers.mavlink.framing import Frame
+from petalbus.handlers.mavlink.wire.dialect import Dialect
+from petalbus.handlers.mavlink.wire.framing import Frame
 from petalbus.schemas.compact import CompactEntry, CompactForm
 
 if TYPE_CHECKING:

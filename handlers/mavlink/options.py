@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from petalbus.handlers.mavlink.commands import CommandTimes
-from petalbus.handlers.mavlink.orders import MAX_ALTITUDE_M
+from petalbus.handlers.mavlink.flight.commands import CommandTimes
+from petalbus.handlers.mavlink.flight.orders import MAX_ALTITUDE_M
 
 if TYPE_CHECKING:
-    from petalbus.handlers.mavlink.signing import Signer
+    from petalbus.handlers.mavlink.wire.signing import Signer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

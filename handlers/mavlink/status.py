@@ -12,11 +12,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from petalbus.daemon.bus.errors import BusError
-from petalbus.handlers.mavlink.param_client import encoding_of
+from petalbus.handlers.mavlink.params.client import encoding_of
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
-    from petalbus.handlers.mavlink.vehicle import Vehicle
+    from petalbus.handlers.mavlink.flight.vehicle import Vehicle
 
 log = logging.getLogger(__name__)
 

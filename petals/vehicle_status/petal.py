@@ -209,7 +209,7 @@ class VehicleStatusPetal(Petal):
 
 def _new_state(petal: VehicleStatusPetal) -> VehicleState:
     """In a thread: it imports the dialect."""
-    from petalbus.handlers.mavlink.dialect import load_dialect  # noqa: PLC0415  # the same
+    from petalbus.handlers.mavlink.wire.dialect import load_dialect  # noqa: PLC0415  # the same
     from petalbus.petals.vehicle_status.state import VehicleState  # noqa: PLC0415  # the same
 
     return VehicleState(load_dialect(), petal.on_sample)

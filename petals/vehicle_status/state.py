@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from petalbus.handlers.mavlink.dialect import Dialect
-from petalbus.handlers.mavlink.framing import Frame
+from petalbus.handlers.mavlink.wire.dialect import Dialect
+from petalbus.handlers.mavlink.wire.framing import Frame
 from petalbus.petals.vehicle_status import names
 
 HEARTBEAT: Final = 0

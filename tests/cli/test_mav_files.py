@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from petalbus.handlers.mavlink.files.tlog import read_tlog
 from petalbus.handlers.mavlink.sim.autopilot import AUTOPILOTS
 from petalbus.handlers.mavlink.sim.disk import Disk
-from petalbus.handlers.mavlink.tlog import read_tlog
 
 from .conftest import Answer, Buses, Cli, Daemon, run_process
 

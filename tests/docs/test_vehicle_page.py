@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from cli.conftest import Daemon
-from petalbus.handlers.mavlink.file_requests import FileRequests
-from petalbus.handlers.mavlink.looking import Looking
-from petalbus.handlers.mavlink.mission_requests import MissionRequests
-from petalbus.handlers.mavlink.requests import Requests
+from petalbus.handlers.mavlink.requests.files import FileRequests
+from petalbus.handlers.mavlink.requests.looking import Looking
+from petalbus.handlers.mavlink.requests.missions import MissionRequests
+from petalbus.handlers.mavlink.requests.vehicle import Requests
 from petalbus.petals.base import Petal
 from petalbus.petals.proxies.mavlink import MavLinkExternalProxy
 

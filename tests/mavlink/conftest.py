@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mavlink.peer import OnMessage, Peer, obedient
-from petalbus.handlers.mavlink.commands import CommandTimes
-from petalbus.handlers.mavlink.link import Link
-from petalbus.handlers.mavlink.vehicle import Vehicle
+from petalbus.handlers.mavlink.flight.commands import CommandTimes
+from petalbus.handlers.mavlink.flight.vehicle import Vehicle
+from petalbus.handlers.mavlink.wire.link import Link
 
 SHORT = CommandTimes(answer=0.4, progress=0.6, whole=3.0, repeat=0.1, confirm=0.4, doubt=5.0)
 """Waiting times that keep the tests quick."""

@@ -8,9 +8,9 @@ from contextlib import aclosing
 from typing import Any
 
 from mavlink.peer import Peer
-from petalbus.handlers.mavlink.orders import Order, Verb
-from petalbus.handlers.mavlink.procedures import Step
-from petalbus.handlers.mavlink.vehicle import Vehicle
+from petalbus.handlers.mavlink.flight.orders import Order, Verb
+from petalbus.handlers.mavlink.flight.procedures import Step
+from petalbus.handlers.mavlink.flight.vehicle import Vehicle
 
 ARM, DISARM, STOP = Order(Verb.ARM), Order(Verb.DISARM), Order(Verb.EMERGENCY_STOP)
 Connect = Callable[..., Any]

@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
-from petalbus.handlers.mavlink.calls import Calls
-from petalbus.handlers.mavlink.framing import Frame
-from petalbus.handlers.mavlink.ftp import FtpClient
-from petalbus.handlers.mavlink.ftp_talk import FtpTimes
-from petalbus.handlers.mavlink.link import Link
+from petalbus.handlers.mavlink.files.ftp import FtpClient
+from petalbus.handlers.mavlink.files.ftp_talk import FtpTimes
+from petalbus.handlers.mavlink.flight.vehicle import Vehicle
 from petalbus.handlers.mavlink.sim.autopilot import ARDUPILOT, PX4, Autopilot
 from petalbus.handlers.mavlink.sim.failures import Failures
 from petalbus.handlers.mavlink.sim.ftp import FtpServer
 from petalbus.handlers.mavlink.sim.node import SimOptions, SimVehicle
-from petalbus.handlers.mavlink.vehicle import Vehicle
+from petalbus.handlers.mavlink.wire.calls import Calls
+from petalbus.handlers.mavlink.wire.framing import Frame
+from petalbus.handlers.mavlink.wire.link import Link
 
 AUTOPILOTS = {"px4": PX4, "ardupilot": ARDUPILOT}
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from petalbus.handlers.mavlink.calls import Calls
-from petalbus.handlers.mavlink.link import Link
-from petalbus.handlers.mavlink.mission_items import MissionItem, MissionKind
-from petalbus.handlers.mavlink.missions import MissionClient
+from petalbus.handlers.mavlink.flight.vehicle import Vehicle
+from petalbus.handlers.mavlink.missions.client import MissionClient
+from petalbus.handlers.mavlink.missions.items import MissionItem, MissionKind
 from petalbus.handlers.mavlink.sim.autopilot import ARDUPILOT, PX4
 from petalbus.handlers.mavlink.sim.failures import PERFECT_WIRE, Failures
 from petalbus.handlers.mavlink.sim.missions import Missions
 from petalbus.handlers.mavlink.sim.node import SimOptions, SimVehicle
-from petalbus.handlers.mavlink.vehicle import Vehicle
+from petalbus.handlers.mavlink.wire.calls import Calls
+from petalbus.handlers.mavlink.wire.link import Link
 
 MISSION, FENCE, RALLY = MissionKind.MISSION, MissionKind.FENCE, MissionKind.RALLY
 BOTH = pytest.mark.parametrize("autopilot", [PX4, ARDUPILOT], ids=["px4", "ardupilot"])

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from pymavlink.dialects.v20 import all as mavlink
 
-from petalbus.handlers.mavlink.dialect import load_dialect
-from petalbus.handlers.mavlink.framing import Framer
+from petalbus.handlers.mavlink.wire.dialect import load_dialect
+from petalbus.handlers.mavlink.wire.framing import Framer
 
 CAPTURES = Path(__file__).resolve().parents[3] / "shared" / "data" / "captures"
 NAMES = ("px4", "ardupilot")

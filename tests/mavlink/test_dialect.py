@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pymavlink.dialects.v20 import all as mavlink
 
 from petalbus.handlers.mavlink import decode
-from petalbus.handlers.mavlink.dialect import Packer, load_dialect
 from petalbus.handlers.mavlink.errors import DialectError
-from petalbus.handlers.mavlink.framing import Frame, build_frame
+from petalbus.handlers.mavlink.wire.dialect import Packer, load_dialect
+from petalbus.handlers.mavlink.wire.framing import Frame, build_frame
 from petalbus.schemas import Record
 
 DIALECT = load_dialect()

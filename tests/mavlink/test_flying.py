@@ -11,11 +11,11 @@ import pytest
 
 from mavlink.drive import brief, steps_of
 from mavlink.peer import ARMED
-from petalbus.handlers.mavlink.commands import ACCEPTED, CommandTimes
-from petalbus.handlers.mavlink.dialect import load_dialect
 from petalbus.handlers.mavlink.errors import OrderInvalid, OrderNotPossible
-from petalbus.handlers.mavlink.modes import mode_name, mode_numbers
-from petalbus.handlers.mavlink.orders import Order, Verb, order_from_command
+from petalbus.handlers.mavlink.flight.commands import ACCEPTED, CommandTimes
+from petalbus.handlers.mavlink.flight.modes import mode_name, mode_numbers
+from petalbus.handlers.mavlink.flight.orders import Order, Verb, order_from_command
+from petalbus.handlers.mavlink.wire.dialect import load_dialect
 
 from support.procs import Children
 

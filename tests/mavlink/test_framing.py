@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymavlink.dialects.v20 import all as mavlink
 
-from petalbus.handlers.mavlink.crc import crc, crc_in_python, crc_with_extra, implied_extra
-from petalbus.handlers.mavlink.framing import MAX_FRAME_BYTES, Frame, Framer, build_frame
+from petalbus.handlers.mavlink.wire.crc import crc, crc_in_python, crc_with_extra, implied_extra
+from petalbus.handlers.mavlink.wire.framing import MAX_FRAME_BYTES, Frame, Framer, build_frame
 
 EXTRAS = {msgid: message.crc_extra for msgid, message in mavlink.mavlink_map.items()}
 UNKNOWN = 54321

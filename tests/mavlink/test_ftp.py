@@ -12,8 +12,8 @@ import pytest
 
 from mavlink.ftp_rig import AUTOPILOTS, rig
 from petalbus.handlers.mavlink.errors import NotConnected
-from petalbus.handlers.mavlink.ftp import FtpBusy, FtpTooLarge
-from petalbus.handlers.mavlink.ftp_wire import Entry, FtpNak, FtpPathInvalid, FtpRefused, Opcode, file_crc
+from petalbus.handlers.mavlink.files.ftp import FtpBusy, FtpTooLarge
+from petalbus.handlers.mavlink.files.ftp_wire import Entry, FtpNak, FtpPathInvalid, FtpRefused, Opcode, file_crc
 from petalbus.handlers.mavlink.sim.ftp import _Session
 
 BOTH = pytest.mark.parametrize("name", ["px4", "ardupilot"])
@@ -178,7 +178,7 @@ class TestGoodWire:
 
     async def test_too_large_for_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async with rig() as (ftp, vehicle, _):
-            monkeypatch.setattr("petalbus.handlers.mavlink.ftp.READ_MOST", 500_000)
+            monkeypatch.setattr("petalbus.handlers.mavlink.files.ftp.READ_MOST", 500_000)
             with pytest.raises(FtpTooLarge, match="1048576 bytes"):
                 await ftp.read(vehicle.log)
             assert vehicle.server.sessions == {}

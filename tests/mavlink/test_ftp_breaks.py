@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from mavlink.ftp_rig import AUTOPILOTS, Flying, flying, rig
-from petalbus.handlers.mavlink.ftp import FtpClient
-from petalbus.handlers.mavlink.ftp_file import PartFile
-from petalbus.handlers.mavlink.ftp_talk import FtpTimeout
-from petalbus.handlers.mavlink.ftp_wire import FtpError, FtpRefused, Opcode
+from petalbus.handlers.mavlink.files.ftp import FtpClient
+from petalbus.handlers.mavlink.files.ftp_file import PartFile
+from petalbus.handlers.mavlink.files.ftp_talk import FtpTimeout
+from petalbus.handlers.mavlink.files.ftp_wire import FtpError, FtpRefused, Opcode
 
 BOTH = pytest.mark.parametrize("name", ["px4", "ardupilot"])
 RANDOM = random.Random(8)

@@ -11,8 +11,16 @@ from pathlib import Path
 import pytest
 
 from mavlink.ftp_rig import AUTOPILOTS, Flying, rig
-from petalbus.handlers.mavlink.ftp_talk import FtpTimeout
-from petalbus.handlers.mavlink.ftp_wire import FTP_ID, FtpError, FtpNak, FtpPacket, FtpRefused, Opcode, pack_packet
+from petalbus.handlers.mavlink.files.ftp_talk import FtpTimeout
+from petalbus.handlers.mavlink.files.ftp_wire import (
+    FTP_ID,
+    FtpError,
+    FtpNak,
+    FtpPacket,
+    FtpRefused,
+    Opcode,
+    pack_packet,
+)
 
 ME = (2, 140)
 BOTH = pytest.mark.parametrize("name", ["px4", "ardupilot"])

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymavlink.dialects.v20 import all as mavlink
 
-from petalbus.handlers.mavlink.ftp_read import Pieces
-from petalbus.handlers.mavlink.ftp_wire import (
+from petalbus.handlers.mavlink.files.ftp_read import Pieces
+from petalbus.handlers.mavlink.files.ftp_wire import (
     Entry,
     FtpNak,
     FtpPacket,

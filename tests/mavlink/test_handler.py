@@ -15,8 +15,8 @@ import petalbus
 from mavlink.peer import ARM_DISARM, IN_PROGRESS, LAND, TAKEOFF, Peer, obedient
 from petalbus import Bus, Priority, Record, ReplyError
 from petalbus.handlers.mavlink import MavlinkHandler, decode
-from petalbus.handlers.mavlink.commands import CommandTimes
 from petalbus.handlers.mavlink.errors import EndpointError
+from petalbus.handlers.mavlink.flight.commands import CommandTimes
 from petalbus.handlers.mavlink.options import MavlinkOptions
 
 from support.procs import Child, Children

@@ -13,7 +13,7 @@ import pytest
 from pymavlink.dialects.v20 import all as mavlink
 
 from petalbus.daemon.bus.client import Bus
-from petalbus.handlers.mavlink.framing import Frame
+from petalbus.handlers.mavlink.wire.framing import Frame
 
 from support.mavlink_rig import Rig, rig
 from support.procs import Children

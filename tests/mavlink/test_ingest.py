@@ -15,10 +15,10 @@ from mavlink.peer import Peer
 from petalbus.daemon.bus.client import Bus
 from petalbus.handlers.mavlink.decode import decode
 from petalbus.handlers.mavlink.errors import DialectError
-from petalbus.handlers.mavlink.framing import Frame
 from petalbus.handlers.mavlink.handler import MavlinkHandler
 from petalbus.handlers.mavlink.ingest import read_rates
 from petalbus.handlers.mavlink.options import MavlinkOptions
+from petalbus.handlers.mavlink.wire.framing import Frame
 
 from support.servers import RealServer
 

@@ -13,11 +13,11 @@ import pytest
 from pymavlink.dialects.v20 import all as mavlink
 
 from mavlink.peer import Peer
-from petalbus.handlers.mavlink.endpoint import Endpoint
 from petalbus.handlers.mavlink.errors import EndpointError, LinkError
-from petalbus.handlers.mavlink.framing import Frame
-from petalbus.handlers.mavlink.heartbeat import beat
-from petalbus.handlers.mavlink.link import Link
+from petalbus.handlers.mavlink.wire.endpoint import Endpoint
+from petalbus.handlers.mavlink.wire.framing import Frame
+from petalbus.handlers.mavlink.wire.heartbeat import beat
+from petalbus.handlers.mavlink.wire.link import Link
 
 
 class Sink:

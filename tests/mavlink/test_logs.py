@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from pymavlink.dialects.v20 import all as mavlink
 
 from mavlink.peer import Peer
-from petalbus.handlers.mavlink.calls import Calls
 from petalbus.handlers.mavlink.errors import NotConnected
-from petalbus.handlers.mavlink.link import Link
-from petalbus.handlers.mavlink.log_pieces import PIECE, Pace, Window
-from petalbus.handlers.mavlink.logs import LogBusy, LogClient, LogInfo, LogTimeout, LogTooLarge, LogUnknown
+from petalbus.handlers.mavlink.files.log_pieces import PIECE, Pace, Window
+from petalbus.handlers.mavlink.files.logs import LogBusy, LogClient, LogInfo, LogTimeout, LogTooLarge, LogUnknown
+from petalbus.handlers.mavlink.flight.vehicle import Vehicle
 from petalbus.handlers.mavlink.sim.autopilot import ARDUPILOT, PX4
 from petalbus.handlers.mavlink.sim.failures import PERFECT_WIRE, Failures
 from petalbus.handlers.mavlink.sim.node import SimOptions, SimVehicle
-from petalbus.handlers.mavlink.vehicle import Vehicle
+from petalbus.handlers.mavlink.wire.calls import Calls
+from petalbus.handlers.mavlink.wire.link import Link
 
 
 class Ground:

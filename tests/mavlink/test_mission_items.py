@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from petalbus.handlers.mavlink.dialect import load_dialect
-from petalbus.handlers.mavlink.mission_compare import compare
-from petalbus.handlers.mavlink.mission_files import Plan, from_plan, from_wpl, to_plan, to_wpl
-from petalbus.handlers.mavlink.mission_items import (
+from petalbus.handlers.mavlink.missions.compare import compare
+from petalbus.handlers.mavlink.missions.files import Plan, from_plan, from_wpl, to_plan, to_wpl
+from petalbus.handlers.mavlink.missions.items import (
     MOST_ITEMS,
     MissionInvalid,
     MissionItem,
@@ -25,6 +24,7 @@ from petalbus.handlers.mavlink.mission_items import (
     with_home,
     without_home,
 )
+from petalbus.handlers.mavlink.wire.dialect import load_dialect
 
 NAN = math.nan
 FLOATS = st.floats(width=32, allow_infinity=False)

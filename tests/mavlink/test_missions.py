@@ -22,8 +22,8 @@ from mavlink.mission_ground import (
     until,
 )
 from petalbus.handlers.mavlink.errors import NotConnected
-from petalbus.handlers.mavlink.mission_items import MissionInvalid, MissionItem, MissionKind
-from petalbus.handlers.mavlink.missions import MissionBusy, MissionInterrupted, MissionRefused, MissionTimeout
+from petalbus.handlers.mavlink.missions.client import MissionBusy, MissionInterrupted, MissionRefused, MissionTimeout
+from petalbus.handlers.mavlink.missions.items import MissionInvalid, MissionItem, MissionKind
 from petalbus.handlers.mavlink.sim.autopilot import ARDUPILOT, PX4
 from petalbus.handlers.mavlink.sim.failures import Failures
 

@@ -15,9 +15,9 @@ from mavlink.mission_ground import BOTH, PROTOCOL, mission, opener, until
 from mavlink.peer import ARDUPILOT as ARDUPILOT_NUMBER
 from mavlink.peer import PX4 as PX4_NUMBER
 from mavlink.peer import Peer
-from petalbus.handlers.mavlink.dialect import load_dialect
-from petalbus.handlers.mavlink.framing import Framer
-from petalbus.handlers.mavlink.missions import MissionDiffers, MissionRefused
+from petalbus.handlers.mavlink.missions.client import MissionDiffers, MissionRefused
+from petalbus.handlers.mavlink.wire.dialect import load_dialect
+from petalbus.handlers.mavlink.wire.framing import Framer
 
 CAPTURES = Path(__file__).resolve().parents[3] / "shared" / "data" / "captures"
 

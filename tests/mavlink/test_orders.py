@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from petalbus.handlers.mavlink.errors import OrderInvalid
-from petalbus.handlers.mavlink.orders import Order, Verb, order_from_command, order_from_emergency
+from petalbus.handlers.mavlink.flight.orders import Order, Verb, order_from_command, order_from_emergency
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from petalbus.handlers.mavlink.calls import Calls
-from petalbus.handlers.mavlink.ftp import FtpClient
-from petalbus.handlers.mavlink.link import Link
-from petalbus.handlers.mavlink.param_client import ParamClient
-from petalbus.handlers.mavlink.param_list import ParamLister
-from petalbus.handlers.mavlink.param_transfer import Item, Limits
-from petalbus.handlers.mavlink.params import ParamType
+from petalbus.handlers.mavlink.files.ftp import FtpClient
+from petalbus.handlers.mavlink.flight.vehicle import Vehicle
+from petalbus.handlers.mavlink.params.client import ParamClient
+from petalbus.handlers.mavlink.params.listing import ParamLister
+from petalbus.handlers.mavlink.params.transfer import Item, Limits
+from petalbus.handlers.mavlink.params.values import ParamType
 from petalbus.handlers.mavlink.sim.autopilot import AUTOPILOTS
 from petalbus.handlers.mavlink.sim.failures import Failures
 from petalbus.handlers.mavlink.sim.node import SimOptions, SimVehicle
-from petalbus.handlers.mavlink.vehicle import Vehicle
+from petalbus.handlers.mavlink.wire.calls import Calls
+from petalbus.handlers.mavlink.wire.link import Link
 
 REAL_NUMBER = 1362
 LIMITS = Limits(window=20, resend=0.5, retries=20)

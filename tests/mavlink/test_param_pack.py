@@ -15,18 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mavlink.ftp_rig import AUTOPILOTS, rig
-from petalbus.handlers.mavlink.dialect import load_dialect
-from petalbus.handlers.mavlink.framing import Framer
-from petalbus.handlers.mavlink.ftp_read import Pieces
-from petalbus.handlers.mavlink.ftp_wire import FTP_ID, FtpPacket, Opcode, pack_packet, unpack_packet
-from petalbus.handlers.mavlink.param_pack import (
+from petalbus.handlers.mavlink.files.ftp_read import Pieces
+from petalbus.handlers.mavlink.files.ftp_wire import FTP_ID, FtpPacket, Opcode, pack_packet, unpack_packet
+from petalbus.handlers.mavlink.params.pack import (
     PARAM_FILE,
     PackedParam,
     ParamPackError,
     decode_param_pack,
     encode_param_pack,
 )
-from petalbus.handlers.mavlink.params import ParamType
+from petalbus.handlers.mavlink.params.values import ParamType
+from petalbus.handlers.mavlink.wire.dialect import load_dialect
+from petalbus.handlers.mavlink.wire.framing import Framer
 
 CAPTURE = Path(__file__).resolve().parents[3] / "shared" / "data" / "captures" / "ardupilot.jsonl.gz"
 

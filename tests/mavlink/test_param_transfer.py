@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from petalbus.handlers.mavlink.param_transfer import Item, Limits, Outgoing, Remote, RoundTrip, Transfer
-from petalbus.handlers.mavlink.params import (
+from petalbus.handlers.mavlink.params.transfer import Item, Limits, Outgoing, Remote, RoundTrip, Transfer
+from petalbus.handlers.mavlink.params.values import (
     PARAM_SET_ID,
     ParamEncoding,
     ParamError,

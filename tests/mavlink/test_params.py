@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymavlink.dialects.v20 import all as mavlink
 
-from petalbus.handlers.mavlink.framing import build_frame
-from petalbus.handlers.mavlink.params import (
+from petalbus.handlers.mavlink.params.values import (
     PARAM_SET_ID,
     PARAM_VALUE_ID,
     ParamEncoding,
@@ -23,6 +22,7 @@ from petalbus.handlers.mavlink.params import (
     unpack_param_set,
     unpack_param_value,
 )
+from petalbus.handlers.mavlink.wire.framing import build_frame
 
 RANGES = {
     ParamType.UINT8: (0, 255),

@@ -11,14 +11,14 @@ import pytest
 from pymavlink.dialects.v20 import all as mavlink
 
 from mavlink.peer import Peer
-from petalbus.handlers.mavlink.calls import Calls
 from petalbus.handlers.mavlink.errors import NotConnected, OrderInvalid
-from petalbus.handlers.mavlink.link import Link
-from petalbus.handlers.mavlink.shell import LONGEST_LINE, Shell, ShellUnavailable, ShellUnconfirmed
+from petalbus.handlers.mavlink.files.shell import LONGEST_LINE, Shell, ShellUnavailable, ShellUnconfirmed
+from petalbus.handlers.mavlink.flight.vehicle import Vehicle
 from petalbus.handlers.mavlink.sim.autopilot import ARDUPILOT, PX4
 from petalbus.handlers.mavlink.sim.failures import PERFECT_WIRE, Failures
 from petalbus.handlers.mavlink.sim.node import SimOptions, SimVehicle
-from petalbus.handlers.mavlink.vehicle import Vehicle
+from petalbus.handlers.mavlink.wire.calls import Calls
+from petalbus.handlers.mavlink.wire.link import Link
 
 LOG = "/fs/microsd/log/2026-11-01/12_00_01.ulg"
 

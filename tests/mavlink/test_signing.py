@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from pymavlink.dialects.v20 import all as mavlink
 
 from mavlink.peer import Peer
-from petalbus.handlers.mavlink.dialect import load_dialect
-from petalbus.handlers.mavlink.framing import Frame, build_frame, whole_frames
-from petalbus.handlers.mavlink.link import Link
-from petalbus.handlers.mavlink.signing import Signer, SigningError, Verdict, signing_key
+from petalbus.handlers.mavlink.wire.dialect import load_dialect
+from petalbus.handlers.mavlink.wire.framing import Frame, build_frame, whole_frames
+from petalbus.handlers.mavlink.wire.link import Link
+from petalbus.handlers.mavlink.wire.signing import Signer, SigningError, Verdict, signing_key
 
 KEY = signing_key("a secret between us")
 OTHER_KEY = signing_key("something else")

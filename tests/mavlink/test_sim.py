@@ -14,11 +14,10 @@ import pytest
 from pymavlink.dialects.v20 import all as mavlink
 
 from mavlink.peer import ACCEPTED, ARM_DISARM, LAND, REQUEST_MESSAGE, SET_MODE, TAKEOFF, Peer
-from petalbus.handlers.mavlink.commands import CommandTimes
 from petalbus.handlers.mavlink.errors import CommandOutcomeUnknown, NotConnected
-from petalbus.handlers.mavlink.framing import build_frame
-from petalbus.handlers.mavlink.orders import Order, Verb
-from petalbus.handlers.mavlink.params import (
+from petalbus.handlers.mavlink.flight.commands import CommandTimes
+from petalbus.handlers.mavlink.flight.orders import Order, Verb
+from petalbus.handlers.mavlink.params.values import (
     ParamEncoding,
     ParamType,
     ParamValue,
@@ -26,6 +25,7 @@ from petalbus.handlers.mavlink.params import (
     encode_value,
     pack_param_set,
 )
+from petalbus.handlers.mavlink.wire.framing import build_frame
 
 from support.procs import Child, Children
 

@@ -8,8 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from petalbus.handlers.mavlink.dialect import MavMessage, Packer, load_dialect
-from petalbus.handlers.mavlink.framing import Frame
 from petalbus.handlers.mavlink.sim.airframe import Airframe, LandedState
 from petalbus.handlers.mavlink.sim.autopilot import ARDUPILOT, AUTOPILOTS, PX4, Autopilot, Mode, Result
 from petalbus.handlers.mavlink.sim.commands import Commands
@@ -17,6 +15,8 @@ from petalbus.handlers.mavlink.sim.flight import Flight
 from petalbus.handlers.mavlink.sim.param_sets import ARDUPILOT_PARAMS, PX4_PARAMS
 from petalbus.handlers.mavlink.sim.params import ParamStore
 from petalbus.handlers.mavlink.sim.streams import Streams
+from petalbus.handlers.mavlink.wire.dialect import MavMessage, Packer, load_dialect
+from petalbus.handlers.mavlink.wire.framing import Frame
 
 TICK = 0.02
 

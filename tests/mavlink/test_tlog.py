@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pymavlink import mavutil
 from pymavlink.dialects.v20 import all as mavlink
 
-from petalbus.handlers.mavlink.dialect import Packer, load_dialect
-from petalbus.handlers.mavlink.framing import Frame, build_frame
-from petalbus.handlers.mavlink.tlog import TlogError, TlogWriter, read_tlog
+from petalbus.handlers.mavlink.files.tlog import TlogError, TlogWriter, read_tlog
+from petalbus.handlers.mavlink.wire.dialect import Packer, load_dialect
+from petalbus.handlers.mavlink.wire.framing import Frame, build_frame
 
 DIALECT = load_dialect()
 START = 1_760_000_000_000_000

@@ -17,14 +17,14 @@ import pytest
 from pymavlink.dialects.v20 import all as mavlink
 
 from mavlink.peer import Peer
-from petalbus.handlers.mavlink.endpoint import Endpoint, parse_endpoints
 from petalbus.handlers.mavlink.errors import EndpointError, LinkError
-from petalbus.handlers.mavlink.framing import Frame
-from petalbus.handlers.mavlink.link import Link
-from petalbus.handlers.mavlink.many import ManyTransports
 from petalbus.handlers.mavlink.sim.failures import Failures, FaultyTransport
 from petalbus.handlers.mavlink.sim.node import SimOptions, SimVehicle
-from petalbus.handlers.mavlink.transport import Address, open_transport
+from petalbus.handlers.mavlink.wire.endpoint import Endpoint, parse_endpoints
+from petalbus.handlers.mavlink.wire.framing import Frame
+from petalbus.handlers.mavlink.wire.link import Link
+from petalbus.handlers.mavlink.wire.many import ManyTransports
+from petalbus.handlers.mavlink.wire.transport import Address, open_transport
 
 PATIENCE_S = 20.0
 

@@ -23,9 +23,9 @@ from mavlink.peer import (
     Peer,
     obedient,
 )
-from petalbus.handlers.mavlink.commands import Command, CommandTimes, Target
 from petalbus.handlers.mavlink.errors import CommandOutcomeUnknown
-from petalbus.handlers.mavlink.orders import Order, Verb
+from petalbus.handlers.mavlink.flight.commands import Command, CommandTimes, Target
+from petalbus.handlers.mavlink.flight.orders import Order, Verb
 
 
 class TestProcedures:

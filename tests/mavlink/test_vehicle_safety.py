@@ -21,7 +21,7 @@ from mavlink.peer import (
     obedient,
 )
 from petalbus.handlers.mavlink.errors import CommandOutcomeUnknown, NotConnected, OrderOvertaken
-from petalbus.handlers.mavlink.orders import Order, Verb
+from petalbus.handlers.mavlink.flight.orders import Order, Verb
 
 
 class TestEmergency:

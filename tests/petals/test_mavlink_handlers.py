@@ -76,7 +76,7 @@ async def test_by_name_by_number_and_everything(vehicle: Rig) -> None:
 
 
 async def test_an_unknown_message_is_handed_over_as_pymavlink_does(vehicle: Rig) -> None:
-    from petalbus.handlers.mavlink.framing import build_frame
+    from petalbus.handlers.mavlink.wire.framing import build_frame
 
     peer = await vehicle.scripted()
     proxy = await vehicle.proxy()

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from mavlink.peer import ARDUPILOT, PX4, Peer
-from petalbus.handlers.mavlink.framing import build_frame
-from petalbus.handlers.mavlink.params import (
+from petalbus.handlers.mavlink.params.values import (
     PARAM_SET_ID,
     PARAM_VALUE_ID,
     ParamType,
@@ -19,6 +18,7 @@ from petalbus.handlers.mavlink.params import (
     pack_param_value,
     unpack_param_set,
 )
+from petalbus.handlers.mavlink.wire.framing import build_frame
 from petalbus.petals.proxies.mavlink import MavLinkExternalProxy, ParameterUnavailable
 
 from support.mavlink_rig import Rig, rig

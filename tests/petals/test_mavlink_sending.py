@@ -16,7 +16,7 @@ from pymavlink.dialects.v20 import all as mavlink
 from bus.clients import until
 from mavlink.peer import ARDUPILOT, ARM_DISARM, Peer
 from petalbus import Bus
-from petalbus.handlers.mavlink.framing import build_frame
+from petalbus.handlers.mavlink.wire.framing import build_frame
 from petalbus.petals.proxies.context import ProxyContext
 from petalbus.petals.proxies.mavlink import ExternalProxy, MavLinkExternalProxy, make
 

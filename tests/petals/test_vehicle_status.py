@@ -13,10 +13,10 @@ import pytest
 
 from petalbus import Record
 from petalbus.handlers.mavlink import MavlinkHandler
-from petalbus.handlers.mavlink.dialect import Packer, load_dialect
-from petalbus.handlers.mavlink.framing import Frame
 from petalbus.handlers.mavlink.sim.autopilot import ARDUPILOT, PX4
 from petalbus.handlers.mavlink.sim.node import SimOptions, SimVehicle
+from petalbus.handlers.mavlink.wire.dialect import Packer, load_dialect
+from petalbus.handlers.mavlink.wire.framing import Frame
 from petalbus.petals.vehicle_status import VehicleStatusPetal, names
 from petalbus.petals.vehicle_status.alerts import Alerts, Change, Condition, Limits
 from petalbus.petals.vehicle_status.state import Quality, VehicleState

@@ -13,7 +13,7 @@ from typing import Any
 import petalbus
 from mavlink.peer import OnMessage, Peer, obedient
 from petalbus.handlers.mavlink import MavlinkHandler
-from petalbus.handlers.mavlink.commands import CommandTimes
+from petalbus.handlers.mavlink.flight.commands import CommandTimes
 from petalbus.handlers.mavlink.options import MavlinkOptions
 from petalbus.petals.proxies.mavlink import MavLinkExternalProxy
 

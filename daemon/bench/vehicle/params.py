@@ -14,16 +14,16 @@ from typing import Any, Final
 
 from petalbus.daemon.bench.stats import median
 from petalbus.daemon.bench.vehicle.best import best_seconds
-from petalbus.handlers.mavlink.framing import Frame
-from petalbus.handlers.mavlink.link import Link
-from petalbus.handlers.mavlink.param_client import ParamClient
-from petalbus.handlers.mavlink.param_transfer import Item, Limits, Transfer
-from petalbus.handlers.mavlink.params import ParamType
+from petalbus.handlers.mavlink.flight.vehicle import Vehicle
+from petalbus.handlers.mavlink.params.client import ParamClient
+from petalbus.handlers.mavlink.params.transfer import Item, Limits, Transfer
+from petalbus.handlers.mavlink.params.values import ParamType
 from petalbus.handlers.mavlink.sim.autopilot import PX4
 from petalbus.handlers.mavlink.sim.failures import Failures
 from petalbus.handlers.mavlink.sim.node import SimOptions, SimVehicle
 from petalbus.handlers.mavlink.sim.param_sets import more_params
-from petalbus.handlers.mavlink.vehicle import Vehicle
+from petalbus.handlers.mavlink.wire.framing import Frame
+from petalbus.handlers.mavlink.wire.link import Link
 
 NUMBER: Final = 100
 WINDOW: Final = 20

@@ -12,8 +12,8 @@ import sys
 import time
 from typing import Any, Final
 
-from petalbus.handlers.mavlink.dialect import Dialect, Packer, load_dialect
-from petalbus.handlers.mavlink.framing import Framer
+from petalbus.handlers.mavlink.wire.dialect import Dialect, Packer, load_dialect
+from petalbus.handlers.mavlink.wire.framing import Framer
 
 _MIX: Final = (
     "ATTITUDE",

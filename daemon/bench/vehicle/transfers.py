@@ -7,14 +7,14 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from petalbus.handlers.mavlink.calls import Calls
-from petalbus.handlers.mavlink.framing import Frame
-from petalbus.handlers.mavlink.ftp import FtpClient
-from petalbus.handlers.mavlink.link import Link
-from petalbus.handlers.mavlink.logs import LogClient
+from petalbus.handlers.mavlink.files.ftp import FtpClient
+from petalbus.handlers.mavlink.files.logs import LogClient
+from petalbus.handlers.mavlink.flight.vehicle import Vehicle
 from petalbus.handlers.mavlink.sim.autopilot import PX4
 from petalbus.handlers.mavlink.sim.node import SimOptions, SimVehicle
-from petalbus.handlers.mavlink.vehicle import Vehicle
+from petalbus.handlers.mavlink.wire.calls import Calls
+from petalbus.handlers.mavlink.wire.framing import Frame
+from petalbus.handlers.mavlink.wire.link import Link
 
 PREDECESSOR_KB_S: Final = 15.0
 """What petals had before, over the same messages, measured where that ran."""

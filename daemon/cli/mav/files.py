@@ -161,7 +161,7 @@ async def _record(file: Path, seconds: float | None, data: Data) -> int:
     import time
 
     from petalbus.handlers.mavlink.decode import frame_of
-    from petalbus.handlers.mavlink.tlog import TlogWriter
+    from petalbus.handlers.mavlink.files.tlog import TlogWriter
     from petalbus.schemas.stamps import new_id
 
     count = 0

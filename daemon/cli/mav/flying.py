@@ -64,7 +64,7 @@ def rate(
     data: Data = None,
 ) -> None:
     """Tell the vehicle how often to send a message."""
-    from petalbus.handlers.mavlink.dialect import load_dialect
+    from petalbus.handlers.mavlink.wire.dialect import load_dialect
 
     msgid = load_dialect().ids.get(message)
     if msgid is None:

@@ -13,8 +13,8 @@ from petalbus.daemon.cli.exits import BadUsage, Refused
 from petalbus.daemon.cli.mav.asking import Bar, ask
 
 if TYPE_CHECKING:
-    from petalbus.handlers.mavlink.mission_files import Plan
-    from petalbus.handlers.mavlink.mission_items import MissionItem
+    from petalbus.handlers.mavlink.missions.files import Plan
+    from petalbus.handlers.mavlink.missions.items import MissionItem
 
 app = typer.Typer(no_args_is_help=True, help="Missions, fences and rally points.")
 
@@ -48,7 +48,7 @@ def download(
     data: Data = None,
 ) -> None:
     """Write what the vehicle has into a file."""
-    from petalbus.handlers.mavlink.mission_files import Plan, to_plan, to_wpl
+    from petalbus.handlers.mavlink.missions.files import Plan, to_plan, to_wpl
 
     if file.suffix == ".plan":
         plan = Plan(mission=_fetch(data, "mission"), fence=_fetch(data, "fence"), rally=_fetch(data, "rally"))
@@ -96,7 +96,7 @@ def current(
 
 
 def _fetch(data: Data, kind: str, *, keep_home: bool = False) -> list[MissionItem]:
-    from petalbus.handlers.mavlink.mission_items import MissionItem
+    from petalbus.handlers.mavlink.missions.items import MissionItem
 
     wanted: dict[str, Any] = {"kind": _checked(kind), "keep_home": keep_home}
     with Bar(kind) as show_progress:
@@ -112,8 +112,8 @@ def _checked(kind: str) -> str:
 
 def _read(file: Path) -> tuple[Plan, bool]:
     """What a file holds, and whether its first item is ArduPilot's home."""
-    from petalbus.handlers.mavlink.mission_files import Plan, from_plan, from_wpl
-    from petalbus.handlers.mavlink.mission_items import MissionInvalid
+    from petalbus.handlers.mavlink.missions.files import Plan, from_plan, from_wpl
+    from petalbus.handlers.mavlink.missions.items import MissionInvalid
 
     try:
         text = file.read_text(encoding="utf-8")

@@ -157,7 +157,7 @@ def _same(one: float, other: float) -> bool:
 
 
 def _decoded(answer: Mapping[str, Any]) -> dict[str, Param]:
-    from petalbus.handlers.mavlink.params import ParamEncoding, decode_value
+    from petalbus.handlers.mavlink.params.values import ParamEncoding, decode_value
 
     encoding = ParamEncoding(answer["encoding"] or ParamEncoding.BYTEWISE)  # without one there are only floats
     return {

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from petalbus.handlers.mavlink.dialect import load_dialect
 from petalbus.handlers.mavlink.errors import MavlinkError
 from petalbus.handlers.mavlink.sim.autopilot import AUTOPILOTS
 from petalbus.handlers.mavlink.sim.failures import Failures
 from petalbus.handlers.mavlink.sim.node import SimOptions, SimVehicle
+from petalbus.handlers.mavlink.wire.dialect import load_dialect
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Final
 
-from petalbus.handlers.mavlink.params import ParamEncoding
+from petalbus.handlers.mavlink.params.values import ParamEncoding
 
 
 class Mode(Enum):

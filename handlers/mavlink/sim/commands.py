@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
-from petalbus.handlers.mavlink.dialect import Dialect
-from petalbus.handlers.mavlink.framing import Frame
 from petalbus.handlers.mavlink.sim.autopilot import Mode, Result
 from petalbus.handlers.mavlink.sim.flight import FORCE, Flight
 from petalbus.handlers.mavlink.sim.streams import METRES_PER_DEGREE, Streams
+from petalbus.handlers.mavlink.wire.dialect import Dialect
+from petalbus.handlers.mavlink.wire.framing import Frame
 
 COMMAND_INT_ID: Final = 75
 COMMAND_LONG_ID: Final = 76

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from petalbus.handlers.mavlink.transport import Address, Receiver, Transport
+from petalbus.handlers.mavlink.wire.transport import Address, Receiver, Transport
 
 _MAX_DELAYED: Final = 10_000
 _LATE_S: Final = 0.05

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from petalbus.handlers.mavlink.framing import Frame
-from petalbus.handlers.mavlink.ftp_wire import (
+from petalbus.handlers.mavlink.files.ftp_wire import (
     FTP_ID,
     MOST_DATA,
     Entry,
@@ -24,6 +23,7 @@ from petalbus.handlers.mavlink.ftp_wire import (
 from petalbus.handlers.mavlink.sim.autopilot import PX4, Autopilot
 from petalbus.handlers.mavlink.sim.disk import Disk, DiskFull
 from petalbus.handlers.mavlink.sim.service import Onboard
+from petalbus.handlers.mavlink.wire.framing import Frame
 
 Extra = Callable[[str], bytes | None]
 """The contents of a generated file, such as @PARAM/param.pck; None when there is no such file."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import struct
 from typing import Any, Final
 
-from petalbus.handlers.mavlink.framing import Frame
 from petalbus.handlers.mavlink.sim.autopilot import PX4, Autopilot
 from petalbus.handlers.mavlink.sim.disk import Disk, Log
 from petalbus.handlers.mavlink.sim.service import Onboard
+from petalbus.handlers.mavlink.wire.framing import Frame
 
 RATE: Final = 4_000
 """Packets a second."""

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, Final
 
-from petalbus.handlers.mavlink.framing import Frame
-from petalbus.handlers.mavlink.mission_items import GLOBAL_FRAMES, MissionInvalid, MissionItem
+from petalbus.handlers.mavlink.missions.items import GLOBAL_FRAMES, MissionInvalid, MissionItem
 from petalbus.handlers.mavlink.sim.autopilot import PX4, Autopilot
 from petalbus.handlers.mavlink.sim.service import Onboard
+from petalbus.handlers.mavlink.wire.framing import Frame
 
 PX4_MOST: Final = (2000, 64, 32)
 ARDUPILOT_MOST: Final = (724, 84, 10)

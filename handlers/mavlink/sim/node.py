@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
-from petalbus.handlers.mavlink.dialect import MavMessage, load_dialect
-from petalbus.handlers.mavlink.framing import Frame
-from petalbus.handlers.mavlink.link import Link
-from petalbus.handlers.mavlink.params import (
+from petalbus.handlers.mavlink.params.values import (
     PARAM_SET_ID,
     PARAM_VALUE_ID,
     ParamValue,
@@ -32,7 +29,10 @@ from petalbus.handlers.mavlink.sim.params import ParamServer, ParamStore
 from petalbus.handlers.mavlink.sim.service import Onboard
 from petalbus.handlers.mavlink.sim.services import make_services
 from petalbus.handlers.mavlink.sim.streams import Streams
-from petalbus.handlers.mavlink.transport import open_transport
+from petalbus.handlers.mavlink.wire.dialect import MavMessage, load_dialect
+from petalbus.handlers.mavlink.wire.framing import Frame
+from petalbus.handlers.mavlink.wire.link import Link
+from petalbus.handlers.mavlink.wire.transport import open_transport
 
 log = logging.getLogger(__name__)
 

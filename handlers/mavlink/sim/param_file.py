@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from petalbus.handlers.mavlink.param_pack import PARAM_FILE, PackedParam, encode_param_pack
-from petalbus.handlers.mavlink.params import ParamType, decode_value
+from petalbus.handlers.mavlink.params.pack import PARAM_FILE, PackedParam, encode_param_pack
+from petalbus.handlers.mavlink.params.values import ParamType, decode_value
 from petalbus.handlers.mavlink.sim.params import ParamStore
 
 

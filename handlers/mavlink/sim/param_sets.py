@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from petalbus.handlers.mavlink.params import ParamType
+from petalbus.handlers.mavlink.params.values import ParamType
 
 _F: Final = ParamType.REAL32
 _I8: Final = ParamType.INT8

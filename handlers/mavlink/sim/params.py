@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from petalbus.handlers.mavlink.params import (
+from petalbus.handlers.mavlink.params.values import (
     ParamEncoding,
     ParamType,
     ParamValue,

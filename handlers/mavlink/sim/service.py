@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from petalbus.handlers.mavlink.dialect import Dialect, MavMessage
-from petalbus.handlers.mavlink.framing import Frame
+from petalbus.handlers.mavlink.wire.dialect import Dialect, MavMessage
+from petalbus.handlers.mavlink.wire.framing import Frame
 
 
 @dataclass(frozen=True, slots=True)

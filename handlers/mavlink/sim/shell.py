@@ -6,9 +6,9 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-from petalbus.handlers.mavlink.framing import Frame
 from petalbus.handlers.mavlink.sim.disk import Disk
 from petalbus.handlers.mavlink.sim.service import Onboard
+from petalbus.handlers.mavlink.wire.framing import Frame
 
 PROMPT: Final = "nsh> "
 _SERIAL_CONTROL: Final = 126

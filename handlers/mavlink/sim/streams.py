@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from petalbus.handlers.mavlink.dialect import Dialect, MavMessage
 from petalbus.handlers.mavlink.sim.flight import Flight
+from petalbus.handlers.mavlink.wire.dialect import Dialect, MavMessage
 
 METRES_PER_DEGREE: Final = 111_319.5
 _UNKNOWN_U16: Final = 65535

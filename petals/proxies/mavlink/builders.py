@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Any, Final
 
-from petalbus.handlers.mavlink.params import ParamEncoding, ParamType, encode_value
+from petalbus.handlers.mavlink.params.values import ParamEncoding, ParamType, encode_value
 from petalbus.petals.proxies.mavlink.link import VehicleLink
 
 _REQUEST_MESSAGE: Final = 512

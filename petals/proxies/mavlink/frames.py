@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from petalbus.handlers.mavlink.framing import Frame
+from petalbus.handlers.mavlink.wire.framing import Frame
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.tail import Entries
-    from petalbus.handlers.mavlink.dialect import Dialect
+    from petalbus.handlers.mavlink.wire.dialect import Dialect
     from petalbus.petals.proxies.mavlink.handlers import Handlers
 
 log = logging.getLogger(__name__)

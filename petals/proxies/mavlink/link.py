@@ -19,7 +19,7 @@ from petalbus.petals.proxies.mavlink.seen import LOST_AFTER_S, VehicleSeen
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
     from petalbus.daemon.bus.tail import Entries, Tail
-    from petalbus.handlers.mavlink.dialect import Dialect
+    from petalbus.handlers.mavlink.wire.dialect import Dialect
     from petalbus.schemas.record import Record
 
 log = logging.getLogger(__name__)
@@ -257,7 +257,7 @@ class VehicleLink(ExternalProxy, ABC):
             await frames.aclose()
 
     def _load_dialect(self) -> Dialect:
-        from petalbus.handlers.mavlink.dialect import load_dialect  # noqa: PLC0415  # half a second, and much memory
+        from petalbus.handlers.mavlink.wire.dialect import load_dialect  # noqa: PLC0415  # half a second, and much memory
 
         return load_dialect(self._dialect_name)
 

@@ -7,8 +7,8 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from petalbus.handlers.mavlink.params import MAX_NAME, ParamEncoding, ParamType, decode_value
-from petalbus.handlers.mavlink.wanted import MAX_NAMES, param_type
+from petalbus.handlers.mavlink.params.values import MAX_NAME, ParamEncoding, ParamType, decode_value
+from petalbus.handlers.mavlink.requests.wanted import MAX_NAMES, param_type
 from petalbus.petals.proxies.mavlink.link import VehicleError, VehicleLink
 
 ParamSpec = Any

@@ -1,0 +1,334 @@
+"""One FTP conversation with a vehicle: requests with repetitions, the session, and what is kept between conversations.
+
+A request is repeated with the SAME number: a server answers that again without doing it twice. PX4 compares nothing but
+the number, even across clients, so an answer to another command under our number means that our request was taken for
+a repetition and was not done: then it gets a new number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from petalbus.handlers.mavlink.errors import NotConnected
+from petalbus.handlers.mavlink.files.ftp_wire import (
+    FTP_ID,
+    FtpError,
+    FtpNak,
+    FtpPacket,
+    FtpRefused,
+    Opcode,
+    pack_packet,
+    path_bytes,
+    unpack_packet,
+    unpack_u32,
+)
+from petalbus.handlers.mavlink.params.transfer import RoundTrip
+from petalbus.handlers.mavlink.wire.calls import Calls, Inbox
+
+log = logging.getLogger(__name__)
+
+_ARDUPILOT: Final = 3
+_REST_AFTER_FAILED_SEND_S: Final = 0.05
+_EAGER: Final = 3
+_YIELD_AFTER: Final = 64
+_NUMBERS: Final = 0xFFFF
+"""PX4 never recognizes number 65535 as repeated: it is left out."""
+_GONE: Final = (FtpNak.INVALID_SESSION, FtpNak.NO_SESSIONS_AVAILABLE)
+
+
+class FtpTimeout(FtpError):
+    """No answer came any more. ``done`` of ``total`` bytes were through (None: not known)."""
+
+    code = "FTP_TIMEOUT"
+
+    def __init__(self, message: str, *, done: int = 0, total: int | None = None) -> None:
+        self.done = done
+        self.total = total
+        super().__init__(message)
+
+    @property
+    def detail(self) -> dict[str, int | None]:
+        """How far it came, in bytes."""
+        return {"done": self.done, "total": self.total}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FtpTimes:
+    """How long to wait, in seconds."""
+
+    resend: float = 0.5
+    """Between two sendings of one request at most; less once the round trip is known."""
+    silence: float = 8.0
+    """Without an answer, or without a new byte, for so long: give up."""
+    compute: float = 60.0
+    """The same for a checksum, which the vehicle makes of the whole file before it answers."""
+    close: float = 2.0
+    """For telling the vehicle that a file is not needed any more."""
+    turn: float = 60.0
+    """For the transfers of others before ours."""
+
+
+@dataclass(slots=True)
+class FtpPeer:
+    """What is known of one vehicle's server, from one conversation to the next."""
+
+    system: int
+    autopilot: int
+    trip: RoundTrip = field(default_factory=RoundTrip)
+    seq: int = field(default_factory=lambda: random.randrange(_NUMBERS))  # noqa: S311  # only to differ from last time
+    unsure: bool = True
+    """A session of ours may be open there: of a run that crashed, or one whose end was not acknowledged."""
+    reordered: bool = False
+
+    @property
+    def session(self) -> int:
+        """The session to ask for. ArduPilot finds its answers to repetitions by it, and 0 would get a new one each."""
+        return 1 if self.autopilot == _ARDUPILOT else 0
+
+    @property
+    def window(self) -> int:
+        """Requests in flight. ArduPilot drops what its queue of five cannot take."""
+        return 4 if self.autopilot == _ARDUPILOT else 16
+
+    def next_seq(self, *, skip: int = 0) -> int:
+        """A number that was not used lately, ``skip`` numbers further."""
+        self.seq = (self.seq + 1 + skip) % _NUMBERS
+        return self.seq
+
+
+@dataclass(slots=True)
+class _Flight:
+    """One request under way."""
+
+    request: FtpPacket
+    sent_at: float
+    sends: int = 0
+    hurry: bool = False
+    hurried_at: float | None = None
+    crossed: bool = False
+
+
+Take = Callable[[FtpPacket, FtpPacket, int], None]
+"""Gets a request, its answer (an acknowledgement or a refusal), and how often the request left."""
+
+
+class Talk:
+    """One conversation; only one may go on with a vehicle at a time. ``inbox`` listens to FILE_TRANSFER_PROTOCOL."""
+
+    def __init__(self, calls: Calls, inbox: Inbox, peer: FtpPeer, times: FtpTimes) -> None:
+        self.peer = peer
+        self.times = times
+        self._calls = calls
+        self._inbox = inbox
+        self._hold_until = 0.0
+        self._open: int | None = None
+
+    # -- packets ------------------------------------------------------------------------------------------------------
+
+    def send(self, packet: FtpPacket) -> bool:
+        """Send; False when the link did not take it (nobody is there, or its buffer is full): then rest a little."""
+        try:
+            self._calls.send_payload(FTP_ID, pack_packet(packet, system=self.peer.system), self.peer.system)
+        except NotConnected:
+            self._hold_until = time.monotonic() + _REST_AFTER_FAILED_SEND_S
+            return False
+        return True
+
+    def take(self) -> FtpPacket | None:
+        """The next answer that is here already and is meant for us."""
+        while (frame := self._inbox.take()) is not None:
+            unpacked = unpack_packet(frame.payload)
+            if unpacked is not None and self._calls.is_for_us(*unpacked[1:]):
+                return unpacked[0]
+        return None
+
+    async def receive(self, seconds: float) -> FtpPacket | None:
+        """The next answer; None when none comes within ``seconds``."""
+        until = time.monotonic() + seconds
+        while (packet := self.take()) is None:
+            left = until - time.monotonic()
+            if left <= 0:
+                return None
+            frame = await self._inbox.get(left)
+            if frame is not None:
+                unpacked = unpack_packet(frame.payload)
+                if unpacked is not None and self._calls.is_for_us(*unpacked[1:]):
+                    return unpacked[0]
+        return packet
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    async def ask(
+        self,
+        opcode: Opcode,
+        what: str,
+        *,
+        session: int | None = None,
+        offset: int = 0,
+        data: bytes = b"",
+        silence: float = 0.0,
+    ) -> FtpPacket:
+        """One request; its acknowledgement. ``what`` says in words what is asked for. ``session`` None: ours.
+
+        Raises FtpRefused, and FtpTimeout when nothing comes for ``silence`` seconds (0: as usual).
+        """
+        answers: list[tuple[FtpPacket, int]] = []
+        request = FtpPacket(0, opcode, self.peer.session if session is None else session, offset, data)
+        await self.ask_all([request], lambda _, answer, sends: answers.append((answer, sends)), what, silence=silence)
+        answer, sends = answers[0]
+        if answer.nak is not None:
+            raise FtpRefused(what, *answer.nak, sends=sends)
+        return answer
+
+    async def ask_all(
+        self, requests: Iterable[FtpPacket], take: Take, what: str, *, window: int = 1, silence: float = 0.0
+    ) -> None:
+        """Ask them all, ``window`` in flight, and hand every answer to ``take``, which may raise. They get numbers.
+
+        Raises FtpTimeout when none is answered for ``silence`` seconds.
+        """
+        waiting = iter(requests)
+        flying: dict[int, _Flight] = {}
+        silence = silence or self.times.silence
+        heard = time.monotonic()
+        more = True
+        while True:
+            now = time.monotonic()
+            while more and len(flying) < window and now >= self._hold_until:
+                request = next(waiting, None)
+                if request is None:
+                    more = False
+                    break
+                request = request._replace(seq=self.peer.next_seq())
+                self._launch(flying, _Flight(request, now), now)
+            if not flying and not more:
+                return
+            if now - heard >= silence:
+                raise FtpTimeout(f"{what}: the vehicle did not answer for {silence:g} s")
+            due = self._send_due(flying, now)
+            packet = await self.receive(max(0.0, min(due, heard + silence) - time.monotonic()))
+            for _ in range(_YIELD_AFTER):
+                if packet is None:
+                    break
+                if self._answered(flying, packet, take):
+                    heard = time.monotonic()
+                packet = self.take()
+            else:
+                await asyncio.sleep(0)
+
+    def _launch(self, flying: dict[int, _Flight], flight: _Flight, now: float) -> None:
+        flying[flight.request.seq] = flight
+        flight.sent_at = now
+        flight.hurry = False
+        flight.sends += self.send(flight.request)
+
+    def _send_due(self, flying: dict[int, _Flight], now: float) -> float:
+        """Repeat what is due; when the next one is."""
+        soonest = float("inf")
+        for flight in list(flying.values()):
+            due = self._due(flight)
+            if now >= due and now >= self._hold_until:
+                if flight.crossed:
+                    del flying[flight.request.seq]
+                    flight.request = flight.request._replace(seq=self.peer.next_seq(skip=1000))
+                    flight.crossed = False
+                self._launch(flying, flight, now)
+                due = self._due(flight)
+            soonest = min(soonest, max(due, self._hold_until))
+        return soonest
+
+    def _due(self, flight: _Flight) -> float:
+        if flight.hurry:
+            return float("-inf")
+        patience = self.peer.trip.patience(self.times.resend)
+        return flight.sent_at + min(self.times.resend, patience * 1.5 ** min(max(0, flight.sends - _EAGER), 20))
+
+    def _answered(self, flying: dict[int, _Flight], packet: FtpPacket, take: Take) -> bool:
+        """Whether the packet answers one of the requests."""
+        seq = (packet.seq - 1) & 0xFFFF
+        flight = flying.get(seq)
+        if flight is None or packet.opcode not in (Opcode.ACK, Opcode.NAK):
+            return False
+        if packet.req_opcode != flight.request.opcode:
+            flight.crossed = True
+            return False
+        del flying[seq]
+        now = time.monotonic()
+        trip = self.peer.trip
+        if flight.sends == 1:
+            trip.sample(now - flight.sent_at)
+        if flight.hurried_at is not None and trip.smooth is not None and now - flight.hurried_at < trip.smooth / 2:
+            self.peer.reordered = True  # too early for an answer to the repetition: the request was only late
+        if flight.sends == 1 and not self.peer.reordered:
+            for other in flying.values():  # whoever was asked before it and is not answered yet: it got lost
+                if not other.hurry and other.sent_at < flight.sent_at:
+                    other.hurry = True
+                    other.hurried_at = now
+        take(flight.request, packet, flight.sends)
+        return True
+
+    # -- the session --------------------------------------------------------------------------------------------------
+
+    async def open(self, opcode: Opcode, path: str) -> tuple[int, int]:
+        """Open a file; the session, and the size that is told (0 for a file that is written).
+
+        A session that an earlier run of ours left behind is closed first, where one is in the way. Raises FtpRefused.
+        """
+        peer, data = self.peer, path_bytes(path)
+        self._open = peer.session
+        try:
+            try:
+                answer = await self.ask(opcode, f"open {path}", data=data)
+            except FtpRefused as refused:
+                stale = (*_GONE, FtpNak.FAIL) if peer.autopilot == _ARDUPILOT else _GONE
+                if refused.error not in stale or not (peer.unsure or refused.sends > 1):
+                    raise
+                log.info("system %d has a stale FTP session; resetting them", peer.system)
+                await self.ask(Opcode.RESET_SESSIONS, "reset the sessions")
+                answer = await self.ask(opcode, f"open {path}", data=data)
+        except FtpRefused:
+            self._open = None
+            raise
+        self._open = answer.session
+        peer.unsure = True
+        return answer.session, unpack_u32(answer.data) if len(answer.data) >= 4 else 0
+
+    async def close(self) -> None:
+        """Close what may be open. Never raises for what the vehicle does: the next opening sets it right."""
+        if self._open is None:
+            return
+        try:
+            await self.ask(Opcode.TERMINATE_SESSION, "close", session=self._open, silence=self.times.close)
+        except FtpRefused:
+            pass  # it is closed already
+        except FtpTimeout:
+            self.peer.unsure = True
+            log.warning("system %d did not acknowledge the end of an FTP session", self.peer.system)
+            return
+        finally:
+            self._open = None
+        self.peer.unsure = False
+
+
+async def settled(work: Coroutine[Any, Any, None]) -> None:
+    """Do bounded work to its end, also while the caller is being cancelled; the cancellation follows."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.cancelled():
+                raise
+            cancelled = error
+    if cancelled is not None:
+        if task.exception() is not None:
+            log.error("a clean-up failed while it was cancelled", exc_info=task.exception())
+        raise cancelled
+    task.result()

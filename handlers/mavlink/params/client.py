@@ -1,0 +1,292 @@
+"""Runs parameter operations on the vehicle of a link. Several may run side by side, each with its own window."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import Final, Protocol
+
+from petalbus.handlers.mavlink.errors import CommandOutcomeUnknown, NotConnected, ParamsIncomplete
+from petalbus.handlers.mavlink.flight.commands import Command, Target
+from petalbus.handlers.mavlink.flight.procedures import Cmd
+from petalbus.handlers.mavlink.flight.state import Autopilot, VehicleState
+from petalbus.handlers.mavlink.flight.vehicle import Vehicle
+from petalbus.handlers.mavlink.params.transfer import Item, Limits, Remote, Transfer
+from petalbus.handlers.mavlink.params.values import (
+    PARAM_ERROR_ID,
+    PARAM_REQUEST_LIST_ID,
+    PARAM_VALUE_ID,
+    ParamEncoding,
+    ParamValue,
+    pack_param_list,
+    unpack_param_error,
+    unpack_param_value,
+)
+from petalbus.handlers.mavlink.wire.framing import Frame
+
+Tell = Callable[[int, int | None], Awaitable[None]]
+"""Told now and then: how many are done, and of how many (None while the vehicle did not say)."""
+
+TELL_EVERY_S: Final = 0.25
+_AUTOPILOT_VERSION: Final = 148
+_BYTEWISE_BIT: Final = 16
+_C_CAST_BIT: Final = 131072
+_VERSION_S: Final = 1.5
+_QUIET_S: Final = 0.4
+_LIST_AGAIN_S: Final = 1.0
+_GAP_LIMITS: Final = Limits(window=10, resend=0.5, retries=20)
+HASH: Final = "_HASH_CHECK"
+"""PX4's name for a number made of all its parameters."""
+
+_NO_POSITION: Final = 65535
+
+
+class _Listener(Protocol):
+    """An operation that wants to see answers."""
+
+    def on_value(self, value: ParamValue, now: float) -> None: ...
+
+    def on_error(self, name: str, error: int, now: float) -> None: ...
+
+
+class ParamClient:
+    """The parameters of one vehicle. ``on_frames`` must see every frame of the link."""
+
+    def __init__(
+        self,
+        send_payload: Callable[[int, bytes, int], int],
+        vehicle: Vehicle,
+        *,
+        system: int,
+        component: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``send_payload(msgid, payload, system)`` returns to how many peers it left; ``system``/``component`` is who
+        we are.
+        """
+        self._send_payload = send_payload
+        self._vehicle = vehicle
+        self._own = system, component
+        self._clock = clock
+        self._remote: Remote | None = None
+        self._listeners: list[_Listener] = []
+        self._news = asyncio.Event()
+        self._setting: set[str | int] = set()
+        self._set_free = asyncio.Condition()
+
+    def on_frames(self, frames: Sequence[Frame]) -> None:
+        """Look at what came; costs nothing while no operation runs."""
+        remote = self._remote
+        if not self._listeners or remote is None:
+            return
+        now = self._clock()
+        for frame in frames:
+            if frame.msgid == PARAM_VALUE_ID:
+                if (frame.sysid, frame.compid) == (remote.system, remote.component):
+                    value = unpack_param_value(frame.payload)
+                    for listener in self._listeners:
+                        listener.on_value(value, now)
+                    self._news.set()
+            elif frame.msgid == PARAM_ERROR_ID and frame.sysid == remote.system:
+                name, error, *asker = unpack_param_error(frame.payload)
+                if asker[0] in (0, self._own[0]) and asker[1] in (0, self._own[1]):
+                    for listener in self._listeners:
+                        listener.on_error(name, error, now)
+                    self._news.set()
+
+    async def read(self, names: Iterable[str], *, limits: Limits, timeout: float, tell: Tell | None = None) -> Transfer:
+        """Read parameters by name. Raises NotConnected."""
+        remote = await self._reach()
+        return await self._run(Transfer(map(Item, names), remote=remote, limits=limits), timeout=timeout, tell=tell)
+
+    async def write(
+        self, items: Iterable[Item], *, limits: Limits, timeout: float, tell: Tell | None = None
+    ) -> Transfer:
+        """Set parameters. Waits while another operation sets one of them. Raises NotConnected."""
+        remote = await self._reach()
+        wanted = list(items)
+        end = self._clock() + timeout
+        async with self._turn({item.key for item in wanted}, end) as ours:
+            transfer = Transfer(wanted, remote=remote, limits=limits)
+            if ours:
+                await self._run(transfer, timeout=end - self._clock(), tell=tell)
+            else:
+                transfer.give_up()
+            return transfer
+
+    async def list_all(self, *, timeout: float, tell: Tell | None = None) -> dict[str, ParamValue]:
+        """All parameters. Raises NotConnected, and ParamsIncomplete when some are missing after ``timeout`` seconds."""
+        remote = await self._reach()
+        end = self._clock() + timeout
+        listing = _Listing()
+        with self._listening(listing):
+            while not listing.complete and self._clock() < end:
+                if listing.total is None or not listing.missing:
+                    payload = pack_param_list(system=remote.system, component=remote.component)
+                    self._transmit(PARAM_REQUEST_LIST_ID, payload, remote)
+                await self._stream(listing, end, tell)
+                if listing.missing:
+                    gaps = Transfer(map(Item, listing.missing), remote=remote, limits=_GAP_LIMITS)
+                    await self._run(gaps, timeout=end - self._clock())
+        if not listing.complete:
+            raise ParamsIncomplete(len(listing.values), listing.total, timeout)
+        return listing.values
+
+    def learn(self, values: Iterable[ParamValue]) -> None:
+        """Types of parameters that came another way: then they need not be asked for before one is set."""
+        if self._remote is not None:
+            self._remote.types.update({value.name: value.param_type for value in values})
+
+    async def encoding(self) -> ParamEncoding | None:
+        """How the vehicle sends integers; asks it when its heartbeat does not tell. None: nobody knows."""
+        return (await self._reach()).encoding
+
+    async def _stream(self, listing: _Listing, end: float, tell: Tell | None) -> None:
+        """Wait until the list's values stop coming."""
+        told = self._clock()
+        quiet_at = told + _LIST_AGAIN_S
+        while not listing.complete and (now := self._clock()) < min(quiet_at, end):
+            self._news.clear()
+            await self._wait(min(quiet_at, end) - now)
+            now = self._clock()
+            if listing.moved():
+                quiet_at = now + _QUIET_S
+            if tell is not None and now - told >= TELL_EVERY_S:
+                told = now
+                await tell(len(listing.values), listing.total)
+
+    async def _run(self, transfer: Transfer, *, timeout: float, tell: Tell | None = None) -> Transfer:
+        remote = self._remote
+        assert remote is not None
+        end = self._clock() + timeout
+        told = self._clock()
+        with self._listening(transfer):
+            while not transfer.finished and (now := self._clock()) < end:
+                self._news.clear()
+                for msgid, payload in transfer.poll(now):
+                    self._transmit(msgid, payload, remote)
+                if transfer.done == transfer.total:
+                    break
+                await self._wait(min(transfer.next_due(now), end) - self._clock())
+                if tell is not None and self._clock() - told >= TELL_EVERY_S:
+                    told = self._clock()
+                    await tell(transfer.done, transfer.total)
+        transfer.give_up()
+        return transfer
+
+    def _transmit(self, msgid: int, payload: bytes, remote: Remote) -> None:
+        if not self._send_payload(msgid, payload, remote.system):
+            raise NotConnected(f"no peer leads to system {remote.system}")
+
+    async def _wait(self, seconds: float) -> None:
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
+        except TimeoutError:
+            return
+
+    @contextmanager
+    def _listening(self, listener: _Listener) -> Iterator[None]:
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
+
+    @asynccontextmanager
+    async def _turn(self, names: set[str | int], end: float) -> AsyncIterator[bool]:
+        """Two operations that set the same parameter would undo each other: one after the other."""
+        try:
+            async with asyncio.timeout(max(0.0, end - self._clock())), self._set_free:
+                await self._set_free.wait_for(lambda: not names & self._setting)
+                self._setting |= names
+        except TimeoutError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            self._setting -= names
+            async with self._set_free:
+                self._set_free.notify_all()
+
+    async def _reach(self) -> Remote:
+        """The vehicle, its encoding known if it can be. Raises NotConnected."""
+        state = self._vehicle.heard_lately()
+        if self._remote is None or self._remote.system != state.system:
+            self._remote = Remote(system=state.system)
+        remote = self._remote
+        remote.encoding = encoding_of(state)
+        if remote.encoding is None and state.capabilities is None:
+            await self.ask_version(state)
+            remote.encoding = encoding_of(state)
+        return remote
+
+    async def ask_version(self, state: VehicleState) -> None:
+        """Ask for AUTOPILOT_VERSION, which tells the capabilities; a vehicle that does not answer is left alone."""
+        ask = Command(Cmd.REQUEST_MESSAGE, (_AUTOPILOT_VERSION,), idempotent=True, answer=_VERSION_S)
+        end = self._clock() + _VERSION_S
+        try:
+            async with aclosing(self._vehicle.client.run(ask, Target(state.system))) as acks:
+                async for _ in acks:
+                    break
+        except CommandOutcomeUnknown:
+            return
+        while state.capabilities is None and self._clock() < end:
+            await self._vehicle.changed(end - self._clock())
+
+
+def encoding_of(state: VehicleState) -> ParamEncoding | None:
+    """The heartbeat decides, then the capability bits; None: not known."""
+    if state.autopilot == Autopilot.ARDUPILOT:
+        return ParamEncoding.C_CAST
+    if state.autopilot == Autopilot.PX4:
+        return ParamEncoding.BYTEWISE
+    bits = state.capabilities or 0
+    if bits & _BYTEWISE_BIT:
+        return ParamEncoding.BYTEWISE
+    return ParamEncoding.C_CAST if bits & _C_CAST_BIT else None
+
+
+class _Listing:
+    """What came of a list so far. The vehicle may change the total on the way; names decide, not positions."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, ParamValue] = {}
+        self.total: int | None = None
+        self._positions: set[int] = set()
+        self._news = False
+
+    def on_value(self, value: ParamValue, now: float) -> None:  # noqa: ARG002  # a listener's signature
+        if value.name == HASH:
+            return
+        self._news = True
+        self.total = value.total
+        if value.position != _NO_POSITION:
+            self._positions.add(value.position)
+        elif value.name in self.values:  # an answer by name has no position; keep the one that is known
+            value = value._replace(position=self.values[value.name].position)
+        self.values[value.name] = value
+
+    def on_error(self, name: str, error: int, now: float) -> None:
+        """Nothing: positions that do not exist any more are found out by the total."""
+
+    def moved(self) -> bool:
+        """Whether something came since this was last asked."""
+        news, self._news = self._news, False
+        return news
+
+    @property
+    def missing(self) -> list[int]:
+        """Positions not heard yet; empty before the total is known."""
+        return [] if self.total is None else sorted(set(range(self.total)) - self._positions)
+
+    @property
+    def complete(self) -> bool:
+        """True when nothing is missing."""
+        return self.total is not None and (len(self.values) >= self.total or not self.missing)

@@ -1,0 +1,107 @@
+"""All parameters of a vehicle, in the quickest way that it has.
+
+ArduPilot: one small file over MAVLink FTP. PX4: a number that changes with every parameter; where it is the one of the
+last list, that list still holds. Everybody, and whenever those fail: the list, with its gaps filled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from petalbus.handlers.mavlink.errors import MavlinkError, NotConnected
+from petalbus.handlers.mavlink.files.ftp import FtpClient
+from petalbus.handlers.mavlink.flight.state import Autopilot
+from petalbus.handlers.mavlink.flight.vehicle import Vehicle
+from petalbus.handlers.mavlink.params.client import HASH, ParamClient, Tell
+from petalbus.handlers.mavlink.params.pack import PARAM_FILE, ParamPack, decode_param_pack
+from petalbus.handlers.mavlink.params.transfer import Limits
+from petalbus.handlers.mavlink.params.values import ParamEncoding, ParamValue, encode_value
+
+log = logging.getLogger(__name__)
+
+_FTP_BIT: Final = 32
+_HASH_LIMITS: Final = Limits(window=1, resend=0.3, retries=2)
+_HASH_S: Final = 1.0
+_PART_FOR_FILE: Final = 0.6
+"""Of the time allowed; what is left is for the list."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    system: int
+    hash: bytes
+    values: dict[str, ParamValue]
+
+
+class ParamLister:
+    """Lists them. ``how`` says which way the last list came: ``file``, ``known`` or ``list``."""
+
+    def __init__(self, client: ParamClient, ftp: FtpClient, vehicle: Vehicle) -> None:
+        self.how = ""
+        self._client = client
+        self._ftp = ftp
+        self._vehicle = vehicle
+        self._known: _Known | None = None
+
+    async def list_all(self, *, timeout: float, tell: Tell | None = None) -> dict[str, ParamValue]:
+        """All parameters by name, within ``timeout`` seconds. Raises NotConnected, ParamsIncomplete."""
+        end = time.monotonic() + timeout
+        encoding = await self._client.encoding()
+        state = self._vehicle.heard_lately()
+        if state.autopilot == Autopilot.ARDUPILOT and encoding is not None:
+            found = await self._from_file(timeout * _PART_FOR_FILE, encoding, tell)
+            if found is not None:
+                return found
+        told = await self._hash() if state.autopilot == Autopilot.PX4 else None
+        known = self._known
+        if known is not None and (known.system, known.hash) == (state.system, told):
+            self.how = "known"
+            return dict(known.values)
+        self.how = "list"
+        values = await self._client.list_all(timeout=end - time.monotonic(), tell=tell)
+        if told is not None and await self._hash() == told:  # nothing changed while they came
+            self._known = _Known(state.system, told, dict(values))
+        return values
+
+    async def _from_file(
+        self, seconds: float, encoding: ParamEncoding, tell: Tell | None
+    ) -> dict[str, ParamValue] | None:
+        """What ArduPilot's file says; None where it cannot be had."""
+        if self._vehicle.heard_lately().capabilities is None:
+            await self._client.ask_version(self._vehicle.heard_lately())
+        if not (self._vehicle.heard_lately().capabilities or _FTP_BIT) & _FTP_BIT:
+            return None
+        try:
+            async with asyncio.timeout(seconds):
+                pack = await self._ftp.read(PARAM_FILE)
+            found = _values(decode_param_pack(pack), encoding)
+        except NotConnected:
+            raise
+        except (MavlinkError, ValueError, TimeoutError) as error:
+            log.info("the parameters do not come as a file, so they are listed: %s", error)
+            return None
+        self.how = "file"
+        self._client.learn(found.values())
+        if tell is not None:
+            await tell(len(found), len(found))
+        return found
+
+    async def _hash(self) -> bytes | None:
+        """PX4's number for all parameters; None where it does not tell one."""
+        transfer = await self._client.read([HASH], limits=_HASH_LIMITS, timeout=_HASH_S)
+        value = transfer.values.get(HASH)
+        return None if value is None else value.raw
+
+
+def _values(pack: ParamPack, encoding: ParamEncoding) -> dict[str, ParamValue]:
+    """As the list would have told them."""
+    if len(pack.params) != pack.total:
+        raise ValueError(f"the file holds {len(pack.params)} of {pack.total} parameters")
+    return {
+        one.name: ParamValue(one.name, encode_value(one.value, one.kind, encoding), one.kind, place, pack.total)
+        for place, one in enumerate(pack.params)
+    }

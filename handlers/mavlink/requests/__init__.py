@@ -1,0 +1,1 @@
+"""What other programs on the bus may ask a vehicle for: records in, replies out."""

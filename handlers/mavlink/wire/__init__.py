@@ -1,0 +1,1 @@
+"""The wire: transports, frames, dialects, signing, and conversations over one link."""
