@@ -32,8 +32,7 @@ from petalbus.daemon.bus.work import Work
 from petalbus.schemas.stamps import Clock
 from petalbus.schemas.vocabulary import Priority
 
-_CRITICAL_WORKERS = 4
-"""Workers that only take CRITICAL records: urgent ones of several senders wait for none of each other."""
+_CRITICAL_WORKERS = 4  # that take nothing else: urgent records of several senders do not wait for each other
 
 log = logging.getLogger("petalbus.bus")
 
