@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mavlink.ftp_rig import AUTOPILOTS, Flying, rig
+from petalbus.handlers.mavlink.files.ftp import FtpCorrupt
 from petalbus.handlers.mavlink.files.ftp_talk import FtpTimeout
 from petalbus.handlers.mavlink.files.ftp_wire import (
     FTP_ID,
@@ -220,3 +221,17 @@ async def test_any_bytes_at_all() -> None:
                 except FtpError:
                     continue
         assert time.monotonic() - began < 40.0
+
+
+async def test_an_upload_that_the_vehicle_cut_is_not_good() -> None:
+    """It acknowledges everything and keeps a part: its own size must not count as a file that grew."""
+    async with rig() as (client, vehicle, _):
+        keep = vehicle.sim.disk.write
+
+        def cut(path: str, offset: int, data: bytes) -> None:
+            if offset < 1000:
+                keep(path, offset, data[: 1000 - offset])
+
+        vehicle.sim.disk.write = cut  # type: ignore[method-assign]  # a card that is worn out
+        with pytest.raises(FtpCorrupt):
+            await client.upload(b"x" * 5000, "/fs/microsd/a.bin")

@@ -14,6 +14,7 @@ from pymavlink.dialects.v20 import all as mavlink
 
 from mavlink.peer import Peer
 from petalbus.handlers.mavlink.errors import EndpointError, LinkError
+from petalbus.handlers.mavlink.flight.vehicle import Vehicle
 from petalbus.handlers.mavlink.wire.endpoint import Endpoint
 from petalbus.handlers.mavlink.wire.framing import Frame
 from petalbus.handlers.mavlink.wire.heartbeat import beat
@@ -248,3 +249,58 @@ async def test_i9_a_step_of_the_wall_clock_changes_nothing(
         assert station.vehicle.connected
         peer.heartbeat()
         assert station.link.send(station.link.dialect.message("HEARTBEAT"), system=1) == 1
+
+
+async def test_a_fault_of_who_gets_the_frames_does_not_end_the_reading(open_peer: Callable[..., Any]) -> None:
+    """I8: whatever goes wrong further up, the link goes on being read."""
+    heard: list[int] = []
+
+    def fail_first(frames: Sequence[Frame], _mono: int) -> None:
+        heard.append(len(frames))
+        if len(heard) < 3:
+            raise KeyError("a fault")
+
+    async with Link("udpin:127.0.0.1:0", on_frames=fail_first) as link:
+        peer: Peer = await open_peer(remote=local(link))
+        async with asyncio.timeout(10):
+            while len(heard) < 6:
+                peer.heartbeat()
+                await asyncio.sleep(0.03)
+
+
+async def test_a_flood_of_what_is_no_frame_holds_the_loop_up_for_moments_only(open_peer: Callable[..., Any]) -> None:
+    """Looking for frames in garbage is slow; it is done in pieces, and who sends it is no peer."""
+    async with open_link() as (link, sink):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as enemy:
+            enemy.connect(local(link))
+            for _ in range(60):
+                enemy.send(b"\xfe" * 60_000)
+            longest = 0.0
+            end = time.monotonic() + 1.5
+            while (before := time.monotonic()) < end:
+                await asyncio.sleep(0)
+                longest = max(longest, time.monotonic() - before)
+        peer: Peer = await open_peer(remote=local(link))
+        async with asyncio.timeout(20):
+            while not sink.frames:
+                peer.heartbeat()
+                await asyncio.sleep(0.05)
+        assert longest < 0.5
+        assert link.peers == [peer.address]
+
+
+async def test_a_message_that_the_dialect_lacks_is_no_fault(open_station: Callable[..., Any]) -> None:
+    """A small dialect, and a vehicle that says more than that."""
+    vehicle_frames: list[Frame] = []
+    async with Link(
+        "udpin:127.0.0.1:0", on_frames=lambda frames, _mono: vehicle_frames.extend(frames), dialect="minimal"
+    ) as link:
+        vehicle = Vehicle(lambda *_: 1, dialect=link.dialect)
+        async with Peer(remote=local(link)) as peer:
+            peer.heartbeat()
+            peer.send(mavlink.MAVLink_extended_sys_state_message(0, 2))
+            async with asyncio.timeout(10):
+                while len(vehicle_frames) < 2:
+                    await asyncio.sleep(0.01)
+        vehicle.on_frames(vehicle_frames)
+        assert vehicle.connected

@@ -241,3 +241,14 @@ def test_what_a_vehicle_keeps_otherwise() -> None:
         assert compare(want, [replace(kept[0], **wrong), kept[1]]).different
     assert compare(want, kept[:1]).different
     assert not compare(want, [replace(kept[0], x=500), kept[1]], from_item=1).different
+
+
+def test_another_speed_or_another_jump_is_another_mission() -> None:
+    """What a vehicle does not keep is zero, what it rounds is near; all else means that an older list is there."""
+    want = [MissionItem(0, 3, 178, param2=5.0), MissionItem(1, 3, 177, param1=4.0, param2=3.0)]
+    assert compare(want, [replace(want[0], param2=20.0), want[1]]).different
+    assert compare(want, [want[0], replace(want[1], param1=0.0)]).changed
+    assert compare(want, [want[0], replace(want[1], param1=2.0)]).different
+    kept = [replace(want[0], param2=0.0), want[1]]
+    assert not compare(want, kept).different
+    assert compare(want, kept, strictly=True).different

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from petalbus.daemon.bus.client import Bus
+from petalbus.petals.owner import acting_for, tasks_of
 from petalbus.petals.proxies.redis import RedisProxy
 from petalbus.petals.proxies.redis import pubsub as module
 
@@ -105,3 +106,17 @@ async def test_a_subscription_whose_waiter_is_cancelled_holds(
 def test_a_start_that_is_no_place_is_refused_at_once(start: str) -> None:
     with pytest.raises(ValueError, match="stream id"):
         RedisProxy().subscribe("c", Ear().listen, start=start)
+
+
+async def test_what_a_proxy_begins_because_a_petal_was_first_is_not_the_petals(redis: RedisProxy) -> None:
+    """The connections are for everybody: they must not end with the petal that asked first."""
+
+    class First:
+        async def on_message(self, channel: str, message: str) -> None: ...
+
+    petal = First()
+    with acting_for(petal):
+        await redis.subscribe("c", petal.on_message)
+        own = asyncio.create_task(asyncio.sleep(5), name="own")
+    assert tasks_of(petal) == {own}
+    own.cancel()
