@@ -20,6 +20,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from petalbus.daemon.bus.url import parse
+from petalbus.daemon.config_mqtt import MqttSettings
 from petalbus.daemon.config_older import FILE_VARIABLE, env_file, read_env_file, read_older
 from petalbus.daemon.config_vehicle import VehicleSettings
 from petalbus.daemon.paths import DataPaths
@@ -29,8 +30,9 @@ from petalbus.schemas.vocabulary import APP_PATTERN
 
 PREFIX: Final = "PETALBUS_"
 FILE_NAME: Final = "petalbus.toml"
-_NOT_IN_FILE: Final = ("data", "config")
-_TABLES: Final = ("keep", "ingest", "http", "petals", "bridge", "localdb", "cloud", "s3", "mavlink", "sim")
+NOT_IN_FILE: Final = ("data", "config")
+TABLES: Final = ("keep", "ingest", "http", "petals", "bridge", "localdb", "cloud", "s3", "mqtt", "mavlink", "sim")
+_SECRET: Final = frozenset({"mqtt_password", "mqtt_callback_secret", "mavlink_signing_key"})
 _NOT_SETTINGS: Final = frozenset({"PETALBUS_TRACEBACK", FILE_VARIABLE})
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -51,7 +53,7 @@ class ConfigError(ValueError):
     code = "config"
 
 
-class Settings(VehicleSettings, BaseSettings):
+class Settings(VehicleSettings, MqttSettings, BaseSettings):
     """Everything that can be set. Times are seconds, sizes are named by their unit."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=True)
@@ -152,7 +154,9 @@ class Settings(VehicleSettings, BaseSettings):
     s3_region: Annotated[str, Field(description="its region")] = "us-east-1"
     s3_endpoint: Annotated[str | None, Field(description="URL of an S3 store that is not AWS's")] = None
 
-    @field_validator("petals_file", "petals_root", "localdb_file", "organization_file")
+    @field_validator(
+        "petals_file", "petals_root", "localdb_file", "organization_file", "mqtt_ca", "mqtt_cert", "mqtt_key"
+    )
     @classmethod
     def _expanded(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser()
@@ -182,28 +186,13 @@ class Settings(VehicleSettings, BaseSettings):
         return (init_settings,)
 
 
-NAMES: Final = tuple(sorted(Settings.model_fields, key=VehicleSettings.model_fields.__contains__))
-"""The vehicle's settings come last: they have tables of their own in the file."""
-
-_EXAMPLES: Final[dict[str, Any]] = {
-    "redis": "redis://user:password@host:6379",
-    "server": "/usr/bin/redis-server",
-    "ingest_telemetry_rate": 1000.0,
-    "mavlink_endpoint": "udpin:0.0.0.0:14550",
-    "mavlink_signing_key": "a long passphrase",
-    "mavlink_target_system": 1,
-    "petals_file": "/opt/petals/proxies.yaml",
-    "petals_root": "/opt/petals",
-    "petals_handler_timeout": 30.0,
-    "localdb_file": "/var/lib/petalbus/local.db",
-    "localdb_url": "http://localhost:3000",
-    "machine_id": "drone-001",
-    "access_token_url": "http://localhost:3001/session-manager/access-token",
-    "session_token_url": "http://localhost:3001/session-manager/session-token",
-    "cloud_endpoint": "https://cloud.example",
-    "s3_bucket_name": "flight-logs",
-    "s3_endpoint": "https://s3.example",
-}
+NAMES: Final = tuple(
+    sorted(
+        Settings.model_fields,
+        key=lambda name: (name in VehicleSettings.model_fields) + 2 * (name in MqttSettings.model_fields),
+    )
+)
+"""The vehicle's and the MQTT link's settings come last: they have tables of their own in the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +207,7 @@ class Loaded:
         """Name, value (passwords hidden) and origin of each setting."""
         for name in NAMES:
             value = getattr(self.settings, name)
-            if name == "redis" and value is not None:
-                value = without_password(value)
+            value = _shown(name, value)
             yield name, str(value) if isinstance(value, Path) else value, self.origins[name]
 
 
@@ -260,26 +248,6 @@ def parse_assignments(assignments: list[str]) -> dict[str, str]:
             raise ConfigError(f"command line: --set: {_unknown(name)}")
         values[name] = value
     return values
-
-
-def example() -> str:
-    """A settings file with every setting, its meaning and its default, all commented out."""
-    lines = [
-        f"# Settings of a PetalBus: keep what you need at <data>/{FILE_NAME}.",
-        "# Each line shows the default, or an example where nothing is the default.",
-    ]
-    table = ""
-    for name, field in ((name, Settings.model_fields[name]) for name in NAMES):
-        if name in _NOT_IN_FILE:
-            continue
-        head, _, tail = name.partition("_")
-        inside = tail if head in _TABLES else name
-        if inside != name and head != table:
-            table = head
-            lines += ["", f"[{table}]"]
-        value = _EXAMPLES[name] if field.default is None else field.default
-        lines += ["", f"# {field.description}", f"# {inside} = {_toml(value)}"]
-    return "\n".join(lines) + "\n"
 
 
 def _take(
@@ -330,7 +298,7 @@ def _from_file(path: Path, *, must_exist: bool) -> dict[str, Any]:
         raise ConfigError(f"settings file {path} is not TOML: {error}") from None
     values = dict(_flat(content))
     for name in values:
-        if name in _NOT_IN_FILE:
+        if name in NOT_IN_FILE:
             instead = f"use --{name} or {PREFIX}{name.upper()}"
             raise ConfigError(f"settings file {path}: {name!r} cannot be set here; {instead}")
         if name not in NAMES:
@@ -361,18 +329,18 @@ def _suspicious(words: Mapping[str, str]) -> Iterator[str]:
             yield f"environment variable {word} is ignored: {_unknown(name)}"
 
 
+def _shown(name: str, value: Any) -> Any:
+    """A value as people and logs may see it."""
+    if name == "redis" and value is not None:
+        return without_password(str(value))
+    return "***" if name in _SECRET and value is not None else value
+
+
 def _explained(error: ValidationError, values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     first = error.errors(include_url=False, include_context=False)[0]
     name = str(first["loc"][0]) if first["loc"] else "settings"
     value = values.get(name)
-    shown = without_password(str(value)) if name == "redis" else value
+    shown = _shown(name, value)
     problem = first["msg"].removeprefix("Value error, ").replace(repr(value), repr(shown))
     origin = origins.get(name, "sources")
     return f"setting {name} = {shown!r} (from the {origin}): {problem[0].lower()}{problem[1:]}"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    value = str(value) if isinstance(value, Path) else value
-    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -28,10 +28,32 @@ SAME: Final[Mapping[str, str]] = {
     "MAVLINK_SOURCE_SYSTEM_ID": "mavlink_source_system",
     "MAVLINK_SOURCE_COMPONENT_ID": "mavlink_source_component",
     "MAVLINK_HEARTBEAT_SEND_FREQUENCY": "mavlink_heartbeat_hz",
+    "TS_CLIENT_HOST": "mqtt_client_host",
+    "TS_CLIENT_PORT": "mqtt_client_port",
+    "CALLBACK_HOST": "mqtt_callback_host",
+    "CALLBACK_PORT": "mqtt_callback_port",
+    "ENABLE_CALLBACKS": "mqtt_callbacks",
+    "COMMAND_EDGE_TOPIC": "mqtt_command_edge_topic",
+    "TEST_TOPIC": "mqtt_command_topic",
+    "RESPONSE_TOPIC": "mqtt_response_topic",
+    "COMMAND_WEB_TOPIC": "mqtt_command_web_topic",
+    "MQTT_HEALTH_CHECK_INTERVAL": "mqtt_probe_interval",
+    "MQTT_HEALTH_PROBE_TIMEOUT": "mqtt_probe_timeout",
 }
 """What means one setting of ours, as it is."""
 
-WITHOUT_PREFIX: Final = frozenset({"SESSION_TOKEN_URL", "S3_BUCKET_NAME", "AWS_REGION"})
+WITHOUT_PREFIX: Final = frozenset(
+    {
+        "SESSION_TOKEN_URL",
+        "S3_BUCKET_NAME",
+        "AWS_REGION",
+        "TS_CLIENT_HOST",
+        "TS_CLIENT_PORT",
+        "CALLBACK_HOST",
+        "CALLBACK_PORT",
+        "ENABLE_CALLBACKS",
+    }
+)
 REDIS: Final = ("REDIS_UNIX_SOCKET_PATH", "REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_PASSWORD")
 LOCAL_DB: Final = ("LOCAL_DB_HOST", "LOCAL_DB_PORT")
 

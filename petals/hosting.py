@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from petalbus.daemon.bus.keys import checked_name
+from petalbus.handlers.mqtt.words import COMMAND
 from petalbus.petals.actions import record_actions
 from petalbus.petals.base import Petal
 from petalbus.petals.exits import contained
@@ -120,6 +121,8 @@ class PetalHost(Generic[P]):
         if (set_up_cloud := getattr(petal, "_setup_cloud", None)) is not None:
             await _finish(set_up_cloud())
         await petal.async_startup()
+        if self._wants_mqtt():
+            bus.hold(COMMAND)  # a command waits until MQTT is set up: the organisation may not be known yet
         for action in actions:
             register(bus, action, timeout=self._options.timeout, ended=self._options.ended)
         if actions:
@@ -148,12 +151,16 @@ class PetalHost(Generic[P]):
         async with self._setting_up:
             if self._mqtt_is_set_up or mqtt is None or getattr(mqtt, "organization_id", None) is None:
                 return
-            named = "mqtt" in (*self.needs, *petal.get_optional_proxies())
-            if not (petal.use_mqtt_proxy or named or petal.has_mqtt_actions()):
+            if not self._wants_mqtt():
                 return
             with acting_for(petal), contained():
                 await self._set_up_topics(petal)
             self._mqtt_is_set_up = True
+
+    def _wants_mqtt(self) -> bool:
+        petal = self.petal
+        named = "mqtt" in (*self.needs, *petal.get_optional_proxies())
+        return bool(petal.use_mqtt_proxy or named or petal.has_mqtt_actions())
 
     async def _set_up_topics(self, petal: Any) -> None:
         if (set_up_topics := getattr(petal, "_setup_mqtt_topics", None)) is not None:

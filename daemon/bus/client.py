@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from petalbus.daemon.bus import durability
@@ -17,7 +18,7 @@ from petalbus.daemon.bus.connection import ServerError, pack
 from petalbus.daemon.bus.consumer import Consumer, consumer_name
 from petalbus.daemon.bus.dead import DeadLetters
 from petalbus.daemon.bus.errors import BusError, BusUnavailable, NotOpen
-from petalbus.daemon.bus.handlers import Handler, HandlerFunction, Redelivery, Registry
+from petalbus.daemon.bus.handlers import Handler, HandlerFunction, Redelivery, Registry, held
 from petalbus.daemon.bus.heartbeat import Heartbeat
 from petalbus.daemon.bus.keys import Keys, checked_name
 from petalbus.daemon.bus.messages import Messages
@@ -146,13 +147,14 @@ class Bus(Sender):
         redelivery: Redelivery = "rerun",
         concurrency: int | None = 1,
         max_attempts: int | None = None,
-        overtakes: Callable[[Record], bool] | None = None,
+        overtakes: Callable[[Record], bool | str] | None = None,
     ) -> Callable[[F], F]:
         """Decorator: handle records of ``type`` (``*``: of every type without a handler) from this app's inbox.
 
         ``redelivery`` declares what a second delivery after a crash means: ``rerun`` (the work is idempotent) or
         ``report`` (never run twice: answer that the outcome is unknown). ``overtakes``: for which records the order
-        among those of one sender or key does not hold; they start while earlier ones run. Consuming starts by itself.
+        among those of one sender or key does not hold; they start while earlier ones run (a text: it holds among those
+        with the same text). Consuming starts by itself.
         """
 
         def register(function: F) -> F:
@@ -174,6 +176,19 @@ class Bus(Sender):
             return function
 
         return register
+
+    def hold(self, type: str) -> bool:
+        """Let records of ``type`` wait until ``on`` gives them a handler; False when they have one.
+
+        Without it they would be dead letters while this client serves others. Their deadlines still count.
+        """
+        if self._registry.find(type) is not None:
+            return False
+        handler = Handler.of(held, record_type=type, redelivery="rerun", concurrency=1, max_attempts=1)
+        self._registry.add(replace(handler, concurrency=0))
+        if self._consumer is not None:
+            self._consumer.handlers_changed()
+        return True
 
     def off(self, type: str) -> bool:
         """Remove the handler of ``type``; False when there was none."""
@@ -246,6 +261,13 @@ class Bus(Sender):
     async def status(self, message_id: str) -> Status:
         """Where a message stands."""
         return await self.messages.status(message_id)
+
+    async def reply(self, message_id: str) -> Record | None:
+        """The final reply to a message, where there is one and it is still kept."""
+        known = await self.messages.known(message_id)
+        if known is None or not known.state.final:
+            return None
+        return await self._replies.find(message_id)
 
     async def cancel(self, message_id: str) -> bool:
         """Cancel a message: at once if nobody has it, else by asking its handler. False when settled or unknown."""

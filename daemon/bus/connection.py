@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any, Final
 
 import hiredis
@@ -69,22 +70,27 @@ class Connection(asyncio.Protocol):
         """Bytes that the server has not taken yet."""
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
-    def send(self, packed: bytes, waiter: Waiter, *, more: bool = False) -> None:
-        """Send one packed request. ``waiter`` is always called, also when the connection is lost.
+    def send(self, packed: bytes, waiter: Waiter, *, more: bool = False, replies: int = 1) -> None:
+        """Send one packed request, or ``replies`` of them in one piece. ``waiter`` is always called, once for each
+        reply, also when the connection is lost.
 
         An idle connection sends at once; on a busy one everything of this tick leaves in one write. ``more``: another
         request follows right away, or ``flush``: keep this one for the same write.
         """
         transport = self._transport
         if transport is None:
-            waiter(OutcomeUnknown("the connection is closed; nothing was sent"))
+            for _ in range(replies):
+                waiter(OutcomeUnknown("the connection is closed; nothing was sent"))
             return
         idle = not self._waiters
         if idle:
             self._last_progress = time.monotonic()
             if self._watch is None:
                 self._watch = self._loop.call_later(self._patience, self._check)
-        self._waiters.append(waiter)
+        if replies == 1:
+            self._waiters.append(waiter)
+        else:
+            self._waiters.extend(repeat(waiter, replies))
         if idle and not more and not self._out:
             transport.write(packed)
             return

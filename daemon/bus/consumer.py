@@ -16,7 +16,7 @@ from typing import Any
 
 from petalbus.daemon.bus.connection import Connection, ServerError, pack
 from petalbus.daemon.bus.errors import BusError, BusUnavailable
-from petalbus.daemon.bus.handlers import Registry
+from petalbus.daemon.bus.handlers import Registry, held
 from petalbus.daemon.bus.heartbeat import Heartbeat
 from petalbus.daemon.bus.keys import GROUP, Keys
 from petalbus.daemon.bus.lease import RELEASED
@@ -133,6 +133,8 @@ class Consumer:
                 self._start_worker(str(index), critical_only=False)
             for index in range(_CRITICAL_WORKERS):
                 self._start_worker(f"critical-{index}", critical_only=True)
+            if self._options.sole:
+                await self.reaper.succeed()
             self.reaper.start()
             self._outbox.on_reconnect.append(self._redrain)
         for reader in self._readers:  # one after the other: the urgent levels have a head start on the bulk
@@ -196,6 +198,8 @@ class Consumer:
         """Handlers were added or removed: take their limits over."""
         for handler in self._registry:
             self.scheduler.limit(handler.type, handler.concurrency)
+        if self.scheduler.ready:
+            self._wake()
 
     def cancel(self, message_id: str) -> bool:
         """Cancel a record that this consumer holds; False when it holds no such record now.
@@ -321,7 +325,7 @@ class Consumer:
         work.suspect = True
         work.known = known
         work.attempts = attempts + 1
-        work.alone = known[:1] == PROCESSING
+        work.alone = known[:1] == PROCESSING and not self._options.sole  # one by one they would come out of order
         self._hold(work, older=True)
         self._wake()
 
@@ -330,8 +334,10 @@ class Consumer:
         handler = self._registry.find(work.kind)
         if handler is not None:
             work.kind = handler.type  # the limit is the handler's, which may take several types
-            if handler.overtakes is not None and work.record is not None and handler.overtakes(work.record):
-                work.lane = f"\0{work.entry.decode()}"
+            if handler.function is held:
+                work.lane = f"{work.lane}\0{work.kind}"  # it holds up nothing else of its sender
+            if handler.overtakes is not None and work.record is not None and (way := handler.overtakes(work.record)):
+                work.lane = f"{work.lane}\0{way}" if isinstance(way, str) else f"\0{work.entry.decode()}"
         if work.message_id in self._cancelled:
             work.cancelled = True
         self.scheduler.push(work, older=older)

@@ -77,7 +77,8 @@ class Context(Protocol):
         ...
 
 
-Overtakes = Callable[[Record], bool]
+Overtakes = Callable[[Record], bool | str]
+"""True: it waits for no other record; a text: only for those of its sender or key with the same text."""
 HandlerFunction = Callable[..., Awaitable[Any] | AsyncIterator[Any]]
 
 
@@ -93,7 +94,7 @@ class Handler:
     takes_context: bool
     generator: bool
     overtakes: Overtakes | None = None
-    """Whether a record waits for no other one of its sender or key."""
+    """Whether a record waits for others of its sender or key."""
 
     @classmethod
     def of(
@@ -125,6 +126,11 @@ class Handler:
         return cls(record_type, function, redelivery, concurrency, max_attempts, takes_context, generator, overtakes)
 
 
+async def held(_record: Record) -> None:
+    """Stands for a handler that is still to come: its records wait. Never called: none may run at a time."""
+    raise AssertionError("a record was started that is held")
+
+
 class Registry:
     """The handlers of one client, by record type. ``*`` takes every type that has none of its own."""
 
@@ -132,8 +138,9 @@ class Registry:
         self._handlers: dict[str, Handler] = {}
 
     def add(self, handler: Handler) -> None:
-        """Register a handler; raises ValueError when the type has one already."""
-        if handler.type in self._handlers:
+        """Register a handler; raises ValueError when the type has one already (but one that only holds gives way)."""
+        known = self._handlers.get(handler.type)
+        if known is not None and known.function is not held:
             raise ValueError(f"type {handler.type!r} has a handler already; remove it first")
         self._handlers[handler.type] = handler
 

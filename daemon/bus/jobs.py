@@ -75,6 +75,31 @@ class Once:
             self.future.set_result(reply)
 
 
+class Several:
+    """The waiter of requests in one piece that are never repeated. The future gives all replies, or the first error."""
+
+    __slots__ = ("_error", "_left", "_replies", "future")
+
+    def __init__(self, future: asyncio.Future[list[Any]], count: int) -> None:
+        self.future = future
+        self._left = count
+        self._replies: list[Any] = []
+        self._error: BaseException | None = None
+
+    def __call__(self, reply: Any) -> None:
+        """Keep one reply; with the last one the future is done."""
+        self._replies.append(reply)
+        if isinstance(reply, BaseException) and self._error is None:
+            self._error = translated(reply) if isinstance(reply, ServerError) else reply
+        self._left -= 1
+        if self._left or self.future.done():
+            return
+        if self._error is None:
+            self.future.set_result(self._replies)
+        else:
+            self.future.set_exception(self._error)
+
+
 class Batch:
     """Records of one tick for one stream, and who waits for each."""
 

@@ -58,6 +58,10 @@ class BusOptions:
     retry_most: float = 5.0
     """Longest waiting time between two attempts."""
 
+    sole: bool = False
+    """This app has one process at a time: what its predecessor left is taken over at the start, not when its lease
+    ends, and starts before anything newer. So order is kept over a crash."""
+
     max_attempts: int = 5
     """Attempts before a record becomes a dead letter; a handler may declare its own number."""
 

@@ -18,7 +18,7 @@ from typing import Any
 from petalbus.daemon.bus.connection import Connection, ServerError, pack, settle
 from petalbus.daemon.bus.envelope import bulk
 from petalbus.daemon.bus.errors import BusError, NotOpen, OutcomeUnknown
-from petalbus.daemon.bus.jobs import Batch, Job, Once, translated
+from petalbus.daemon.bus.jobs import Batch, Job, Once, Several, translated
 from petalbus.daemon.bus.keys import Keys
 from petalbus.daemon.bus.lane import RESTART_ERRORS, Lane
 from petalbus.daemon.bus.options import BusOptions
@@ -129,21 +129,33 @@ class Outbox:
     def add(self, packed: bytes) -> asyncio.Future[bytes]:
         """One packed XADD, never repeated. The future raises OutcomeUnknown, BusFull or BusUnavailable."""
         future: asyncio.Future[bytes] = self._loop.create_future()
-        connection = self.lane.connection
-        if connection is None:
-            self._adding.add(task := self._loop.create_task(self._add_later(packed, future), name="petalbus-add"))
-            task.add_done_callback(self._adding.discard)
-        else:
-            connection.send(packed, Once(future))
+        self._add(packed, Once(future))
         return future
 
-    async def _add_later(self, packed: bytes, future: asyncio.Future[bytes]) -> None:
+    def add_all(self, packed: bytes, count: int) -> asyncio.Future[list[bytes]]:
+        """``count`` packed XADDs (at least one) in one write, never repeated. The future gives their stream ids, or
+        raises the first error: OutcomeUnknown, BusFull or BusUnavailable.
+        """
+        future: asyncio.Future[list[bytes]] = self._loop.create_future()
+        self._add(packed, Several(future, count), count)
+        return future
+
+    def _add(self, packed: bytes, waiter: Once | Several, count: int = 1) -> None:
+        connection = self.lane.connection
+        if connection is None:
+            later = self._add_later(packed, waiter, count)
+            self._adding.add(task := self._loop.create_task(later, name="petalbus-add"))
+            task.add_done_callback(self._adding.discard)
+        else:
+            connection.send(packed, waiter, replies=count)
+
+    async def _add_later(self, packed: bytes, waiter: Once | Several, count: int) -> None:
         try:
             connection = await self.lane.wait_live(self._options.send_timeout)
         except BusError as error:
-            settle(future, error)
+            settle(waiter.future, error)
         else:
-            connection.send(packed, Once(future))
+            connection.send(packed, waiter, replies=count)
 
     @property
     def any_full(self) -> bool:

@@ -24,6 +24,8 @@ ORPHAN_LOOKS = 10
 AUDITED = 20
 """So many of our oldest pending entries are compared with what we hold."""
 
+_MANY = 1_000_000
+
 Taken = Callable[[Priority, str, "list[Any]"], None]
 """Called with level, stream and one row of the takeover script."""
 
@@ -68,6 +70,23 @@ class Reaper:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    async def succeed(self) -> None:
+        """Take over at once what every other consumer holds, alive or not. Raises BusError."""
+        for level, stream in reversed(self._keys.inboxes(self._app).items()):
+            for name in await self._holders(stream) - {self._me()}:
+                await self._take(level, stream, name, _MANY)
+        for name in await self.beats():
+            if name != self._me():
+                await self._outbox.call("HDEL", self._keys.beats, f"{self._app}|{name}")
+
+    async def _holders(self, stream: str) -> set[str]:
+        try:
+            rows = await self._outbox.call("XINFO", "CONSUMERS", stream, GROUP)
+        except ServerError:
+            return set()  # nobody has read it yet: there is no group
+        infos = [dict(zip(row[::2], row[1::2], strict=True)) for row in rows]
+        return {info[b"name"].decode() for info in infos if info[b"pending"]}
 
     async def _run(self) -> None:
         looks = 0
@@ -143,12 +162,16 @@ class Reaper:
         finished = True
         for level, stream in reversed(self._keys.inboxes(self._app).items()):
             room = max(0, self._room(level))
-            keys = [stream, self._keys.fenced, self._keys.ids, self._keys.ids_before]
-            rows = await self._outbox.run("takeover", keys, [GROUP, dead, self._me(), room])
-            if rows:
-                log.warning("%s took over %d records of %s from dead %s", self._me(), len(rows), level.name, dead)
-            self.taken_over += len(rows)
-            for row in rows:
-                self._taken(level, stream, row)
-            finished = finished and len(rows) < room
+            finished = await self._take(level, stream, dead, room) < room and finished
         return finished
+
+    async def _take(self, level: Priority, stream: str, dead: str, most: int) -> int:
+        """Fence a consumer of one stream and take at most so many of its entries; how many they were."""
+        keys = [stream, self._keys.fenced, self._keys.ids, self._keys.ids_before]
+        rows = await self._outbox.run("takeover", keys, [GROUP, dead, self._me(), most])
+        if rows:
+            log.warning("%s took over %d records of %s from dead %s", self._me(), len(rows), level.name, dead)
+        self.taken_over += len(rows)
+        for row in rows:
+            self._taken(level, stream, row)
+        return len(rows)

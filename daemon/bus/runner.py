@@ -90,6 +90,8 @@ class Runner:
         self._marker: asyncio.TimerHandle | None = None
         self.running: set[Work] = set()
         self.retries = 0
+        self._asking = 0
+        self._asked = asyncio.Event()
 
     async def run(self, work: Work) -> None:
         """Take one record to its end: settled, retried later, or dropped because the lease is lost."""
@@ -98,24 +100,48 @@ class Runner:
             assert work.invalid is not None
             self._bury(work, "invalid", str(work.invalid), "INVALID_RECORD")
             return
+        if self._options.sole:
+            handler = await self._admitted_in_turn(work, record)
+        else:
+            handler = await self._admitted(work, record)
+        if handler is not None:
+            await self._handle(work, record, handler)
+
+    async def _admitted_in_turn(self, work: Work, record: Record) -> Handler | None:
+        """As ``_admitted``: what must be asked about before it may run is not overtaken by what need not."""
+        if not work.suspect:
+            while self._asking:
+                await self._asked.wait()
+            return await self._admitted(work, record)
+        self._asking += 1
+        self._asked.clear()
+        try:
+            return await self._admitted(work, record)
+        finally:
+            self._asking -= 1
+            if not self._asking:
+                self._asked.set()
+
+    async def _admitted(self, work: Work, record: Record) -> Handler | None:
+        """The handler that shall run now; None when the record was settled without one."""
         if work.suspect and await self._seen_before(work, record):
-            return
+            return None
         if work.cancelled:
             self.settle_cancelled(work)
-            return
+            return None
         if record.deadline is not None and record.expired(self._clock.now_ns(), self._clock.boot_id):
             self.settle_expired(work)
-            return
+            return None
         handler = self._registry.find(record.type)
         if handler is None:
             self._bury(work, "no handler", f"nobody handles type {record.type!r} here", "NO_HANDLER")
-            return
+            return None
         if record.content_type is None and not self._payload_fits(work, record):
-            return
+            return None
         if (handler.redelivery == "report" or work.suspect) and not await self.begin(work):
             self._dropped(work)
-            return
-        await self._handle(work, record, handler)
+            return None
+        return handler
 
     def cancel(self, work: Work) -> None:
         """Cancel a record that is running, or that waits for another attempt."""

@@ -75,11 +75,14 @@ class Scheduler(Generic[T]):
         self._alone: T | None = None
 
     def limit(self, kind: str, at_once: int | None) -> None:
-        """Let at most ``at_once`` records of type ``kind`` run at the same time (CRITICAL ones do not count)."""
+        """Let at most ``at_once`` records of type ``kind`` run at the same time (CRITICAL ones do not count; 0: none)."""
+        if at_once == self._limits.get(kind):
+            return
         if at_once is None:
-            self._limits.pop(kind, None)
+            del self._limits[kind]
         else:
             self._limits[kind] = at_once
+        self._unpark(kind)  # what waited for the old limit is looked at again
 
     def waiting(self, level: Priority) -> int:
         """Records of one level that have not started."""

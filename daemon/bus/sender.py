@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from petalbus.daemon.bus import durability
-from petalbus.daemon.bus.envelope import Route, bulk, checked_id, payload, record_item
+from petalbus.daemon.bus.compact import pack_entries
+from petalbus.daemon.bus.envelope import Route, checked_id, payload, record_item
 from petalbus.daemon.bus.errors import BusError, IdConflict, QueueFull, RateLimited, RequestTimeout
 from petalbus.daemon.bus.keys import Keys, checked_name
 from petalbus.daemon.bus.messages import Known, Messages
@@ -165,11 +166,20 @@ class Sender:
             self._replies.forget(message_id)
 
     async def publish(
-        self, topic: str, type: str, data: Any, *, content_type: str | None = None, traceparent: str | None = None
+        self,
+        topic: str,
+        type: str,
+        data: Any,
+        *,
+        id: str | None = None,
+        content_type: str | None = None,
+        traceparent: str | None = None,
     ) -> Receipt:
-        """Append a record to a topic for every subscriber; no deduplication, so it is never repeated.
+        """Append a record to a topic for every subscriber.
 
-        Raises RecordInvalid, BusFull, RateLimited, BusUnavailable (OutcomeUnknown: it may be stored).
+        With an ``id`` it is stored once, and the receipt of a repetition says so; without one nothing tells a repetition
+        from a new record, so it is never repeated here. Raises RecordInvalid, IdConflict, BusFull, RateLimited,
+        BusUnavailable (OutcomeUnknown: it may be stored; with an ``id`` publishing it again is safe).
         """
         route = self._topics.get((topic, type))
         if route is None:
@@ -180,16 +190,19 @@ class Sender:
             raise RateLimited(f"{self.app} may send {self._telemetry.rate:g} telemetry records a second; not stored")
         extra = {} if traceparent is None else {b"traceparent": traceparent.encode()}
         body = payload(type, data, content_type, extra, self.options.compress_over, self.options.compression)
-        message_id = new_id()
+        message_id = new_id() if id is None else checked_id(id)
         if self._in_flight >= self._many:
             await self._wait_for_room()
         self._in_flight += 1
         try:
-            answer = await self._outbox.add(route.request(message_id.encode(), body, extra))
+            if id is None:
+                answer = await self._outbox.add(route.request(message_id.encode(), body, extra))
+            else:
+                answer = await self._outbox.append(route.stream, *route.item(message_id.encode(), body, extra))
         finally:
             self._in_flight -= 1
             self._room.set()
-        return Receipt(answer.decode(), message_id, _FIRST, self.durability)
+        return self._receipt(message_id, answer, None, None, stream=route.stream)
 
     async def publish_compact(self, form: CompactForm, entries: Iterable[CompactEntry]) -> list[str]:
         """Append entries to a compact topic in one write; returns their stream ids. Errors as ``publish``."""
@@ -200,12 +213,8 @@ class Sender:
             stored = [part for item in form.to_hash().items() for part in item]
             await self._outbox.run("declare", keys, [form.boot_id, MAX_BOOTS, *stored])
             self._declared[form.topic] = connects
-        stream = bulk(self.keys.topic(form.topic).encode())
-        futures = [
-            self._outbox.add(b"*9\r\n$4\r\nXADD\r\n%b$1\r\n*\r\n%b" % (stream, b"".join(map(bulk, entry.to_fields()))))
-            for entry in entries
-        ]
-        return [answer.decode() for answer in await asyncio.gather(*futures)]
+        packed, count = pack_entries(self.keys.topic(form.topic), entries)
+        return [answer.decode() for answer in await self._outbox.add_all(packed, count)] if count else []
 
     async def broadcast(self, type: str, data: Any) -> Receipt:
         """Publish to every application: the topic ``broadcast``."""
@@ -257,21 +266,27 @@ class Sender:
             await asyncio.sleep(_CONGESTION_LOOK)
 
     def _receipt(
-        self, message_id: str, answer: bytes, recipient: str | None, priority: int, *, source: str | None = None
+        self,
+        message_id: str,
+        answer: bytes,
+        recipient: str | None,
+        priority: int | None,
+        *,
+        source: str | None = None,
+        stream: str | None = None,
     ) -> Receipt:
+        """What the append script answered. ``stream``: of a topic, where there is no recipient."""
+        where = stream or self.keys.inbox(str(recipient), priority or 0)
         if answer[:1].isdigit():
             if self._outbox.any_full:
-                self._outbox.note_full(self.keys.inbox(str(recipient), priority), full=False)
+                self._outbox.note_full(where, full=False)
             return Receipt(answer.decode(), message_id, _FIRST, self.durability)
         if answer == b"!":
-            level = Priority(priority).name
-            self._outbox.note_full(self.keys.inbox(str(recipient), priority), full=True)
-            stream = self.keys.inbox(str(recipient), priority)
-            raise QueueFull(
-                f"the {level} inbox of {recipient!r} ({stream}) is full; nothing was stored. Is it running?"
-            )
+            self._outbox.note_full(where, full=True)
+            what = f"the {Priority(priority).name} inbox of {recipient!r}" if priority else "the topic"
+            raise QueueFull(f"{what} ({where}) is full; nothing was stored. Is its reader running?")
         known = Known.parse(answer)
-        if known.claim != (str(int(priority)), recipient, source or self.app):
+        if known.claim != (str(int(priority)) if priority else "", recipient or "", source or self.app):
             level, first, owner = known.claim
             raise IdConflict(
                 f"id {message_id!r} was used before by {owner!r} for {first!r} at priority {level}; not stored, "

@@ -39,12 +39,13 @@ def show(
 
 
 @app.command("example")
-def example(data: Data = None, json: Json = False) -> None:  # noqa: ARG001  # every command takes --data
+def show_example(data: Data = None, json: Json = False) -> None:  # noqa: ARG001  # every command takes --data
     """Print a settings file with every setting, its meaning and its default."""
-    from petalbus.daemon import config
+    from petalbus.daemon.config import FILE_NAME
+    from petalbus.daemon.config_example import example
 
-    text = config.example()
+    text = example()
     if json:
-        say_json({"file": config.FILE_NAME, "text": text})
+        say_json({"file": FILE_NAME, "text": text})
     else:
         say(text.rstrip())

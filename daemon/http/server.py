@@ -36,6 +36,7 @@ async def tcp_listener(host: str, port: int) -> socket.socket:
     try:
         listener.setblocking(False)  # noqa: FBT003  # the socket's own signature
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # each connection inherits it
         listener.bind(address)
         listener.listen(_BACKLOG)
     except OSError as error:

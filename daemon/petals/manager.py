@@ -244,6 +244,11 @@ class PetalManager:
         place = self._data / "run" / "petals" / f"{found.name}.sock"
         return InProcess(found, configuration, socket=place, mounts=self._mounts)
 
+    def expected(self) -> frozenset[str]:
+        """All names of the petals that run, or shall."""
+        shall = [petal for petal in self._petals.values() if self._runs(petal)[0]]
+        return frozenset(name for petal in shall for name in self._names(petal.found, petal.name))
+
     def _runs(self, petal: Managed) -> tuple[bool, str]:
         named = petal.found.origin == PATHS
         return self._choices.runs(self._names(petal.found), shipped=petal.found.shipped, named=named)

@@ -12,6 +12,7 @@ import contextlib
 import os
 import resource
 import signal
+import sys
 import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -30,7 +31,10 @@ from petalbus.daemon.http.part import HttpPart
 from petalbus.daemon.paths import DataPaths
 from petalbus.daemon.petals.control import answer_petals
 from petalbus.daemon.runtime.answers import answer
+from petalbus.daemon.runtime.bucket import bucket_part, is_configured
+from petalbus.daemon.runtime.built_in import BuiltIns
 from petalbus.daemon.runtime.loop import run_to_its_end
+from petalbus.daemon.runtime.mqtt import MqttLink
 from petalbus.daemon.runtime.parts import endpoint_of, mavlink_part, simulator_part, vehicle_heard
 from petalbus.daemon.runtime.report import Report
 from petalbus.daemon.runtime.services import SERVICES, prepare, service_part
@@ -61,7 +65,12 @@ log: Final = structlog.get_logger(__name__)
 
 def run(settings: Settings, report: Report) -> None:
     """Run a daemon until SIGINT or SIGTERM. Raises what kept it from starting, or from going on."""
-    run_to_its_end(Daemon(settings, report).run())
+    daemon = Daemon(settings, report)
+    run_to_its_end(daemon.run())
+    if daemon.restarts:
+        report.close()
+        os.environ.pop("PETALBUS_STARTED_AT", None)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # ourselves, as we were started
 
 
 class Daemon:
@@ -80,6 +89,17 @@ class Daemon:
         self._supervisor: Supervisor | None = None
         self.http = HttpPart(settings, health=self._health, announce=self._http_answers)
         self._petals: PetalManager | None = None
+        self._built_in = BuiltIns(uptime=self._uptime, vehicle=self._vehicle, restart=self._restart)
+        self._mqtt = MqttLink(
+            self._connect,
+            settings,
+            ready=self.http.ready,
+            installed=self._installed_petals,
+            built_in=self._built_in.commands,
+        )
+        self._mqtt.include_in(self.http)
+        self.restarts = False
+        """It ends to be started again."""
         self._since = _process_start()
         self._stop = asyncio.Event()
         self._signalled = False
@@ -140,6 +160,9 @@ class Daemon:
             supervisor.start("mavlink", mavlink_part(self._connect, settings, endpoint), stops=0)
         await self._start_http(supervisor)
         supervisor.start("petals", self._run_petals, stops=-1)
+        supervisor.start("mqtt", self._mqtt.run, stops=0)
+        if is_configured(settings):
+            supervisor.start("bucket", bucket_part(self._connect, settings, self.http.ready), stops=0)
         pid = self._server.pid if self._server is not None else None
         self._running = announce(
             self._paths, url=self._url, bus=settings.bus, server_pid=pid, durability=bus.durability
@@ -250,14 +273,13 @@ class Daemon:
     def status(self) -> dict[str, Any]:
         """Everything about this daemon, for ``status_request``."""
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        running = self._running
         return {
             "version": __version__,
             "bus": self._settings.bus,
             "data": str(self._paths.root),
             "url": without_password(self._url),
             "pid": os.getpid(),
-            "uptime_s": (boot_clock_ns() - running.since) / 1e9 if running is not None else 0.0,
+            "uptime_s": self._uptime(),
             "cpu_s": usage.ru_utime + usage.ru_stime,
             "rss_kb": _resident_kb(),
             "log_lines_dropped": self._report.dropped,
@@ -265,6 +287,23 @@ class Daemon:
             "parts": self._supervisor.describe() if self._supervisor is not None else {},
             "client": self._bus.statistics() if self._bus is not None else {},
         }
+
+    def _uptime(self) -> float:
+        return (boot_clock_ns() - self._running.since) / 1e9 if self._running is not None else 0.0
+
+    def _vehicle(self) -> dict[str, Any]:
+        kept = self._supervisor.parts.get("mavlink") if self._supervisor is not None else None
+        told: dict[str, Any] = kept.describe().get("statistics", {}).get("vehicle", {}) if kept is not None else {}
+        return told
+
+    def _installed_petals(self) -> frozenset[str] | None:
+        """Names of petals that run, or are about to; None while they are being started."""
+        return None if self._petals is None else self._petals.expected()
+
+    def _restart(self) -> None:
+        self._report.event("stopping", signal="restart")
+        self.restarts = True
+        self._end()
 
     def _say_ready(self, endpoint: str | None, *, heard: bool) -> None:
         server = self._server

@@ -1,18 +1,27 @@
 """Brings commands to the petals: from topic ``mqtt.rx`` into the inbox of every app that may be meant.
 
-A command whose name begins with an app that takes commands goes to that one; another is offered to all of them, because
-a petal may name its commands as it likes. An offer's id is made of the messageId and the app: the same command that
-arrives twice runs once. One that comes before its petal waits in the petal's inbox.
+    get_status, restart                            -> answered here
+    a petal has said that it takes this command    -> that petal
+    its name begins with a petal's                 -> that petal, also before it has started: the command waits for it
+    petals take any command                        -> all of those: a petal may name its commands as it likes
+    none of these                                  -> an error response; while petals are being loaded, not yet
+
+An offer's id is made of the messageId and the app: the same command that arrives twice runs once.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from petalbus.daemon.bus.errors import IdConflict, QueueFull
-from petalbus.handlers.mqtt.words import COMMAND, TOPIC, handlers_key, is_command_topic
+import orjson
+
+from petalbus.daemon.bus.errors import BusFull, BusUnavailable, IdConflict, QueueFull
+from petalbus.handlers.mqtt import words
+from petalbus.handlers.mqtt.waiting import Asked, Waiting, unknown_command
 from petalbus.schemas.convert.names import bus_id
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.stamps import BOOT_ID, boot_clock_ns
@@ -20,71 +29,234 @@ from petalbus.schemas.vocabulary import APP_RULE
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
+    from petalbus.handlers.mqtt.ingress import Respond
     from petalbus.schemas.record import Record
 
 log = logging.getLogger(__name__)
 
 GROUP: Final = "commands"
-INVALID: Final = "mqtt.invalid"
-"""The bus topic of what is no command although it came on a command topic."""
+UNDECIDED: Final = "mqtt.undecided"
+"""A command of which nobody can say yet whose it is, in the link's own inbox: petals are still being loaded."""
+
+BUILT_IN: Final = "mqtt.built_in"
+"""A command of the daemon's own, in the link's inbox: after a restart it must not be run again."""
 
 DEADLINE: Final = 120.0
 """Seconds from its arrival after which a command that nobody has begun is not begun any more."""
 
+_AGAIN_S: Final = 0.5
+_LOADING_S: Final = 30.0
+_LOADING_LOOK_S: Final = 0.1
+
+Installed = Callable[[], Collection[str] | None]
+"""Names of the petals that there are; None while they are being looked for and started."""
+
+BuiltIn = Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]
+"""Carries out a command of the daemon's own; the response data."""
+
 
 class CommandDispatch:
-    """``await run()`` until it is cancelled, on an open client of the bus."""
+    """``await run()`` until it is cancelled, on an open client of the bus, the app ``mqtt``."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        *,
+        respond: Respond,
+        acknowledge: Callable[[str, str], Awaitable[None]] | None = None,
+        installed: Installed = lambda: (),
+        built_in: Mapping[str, BuiltIn] | None = None,
+        deadline: float = DEADLINE,
+        for_us: Callable[[str], bool] = words.is_command_topic,
+    ) -> None:
+        """``acknowledge(device topic, messageId)`` tells that a built-in command was received. ``for_us(topic)``:
+        whether commands for this device arrive there.
+        """
+        self._for_us = for_us
         self._bus = bus
+        self._respond = respond
+        self._acknowledge = acknowledge
+        self._installed = installed
+        self._built_in = built_in or {}
+        self._deadline = deadline
+        self.waiting = Waiting(bus, respond=respond)
         self.offered = 0
         self.repeated = 0
-        self.invalid = 0
+        self.refused = 0
+        self.takers = 0
+        """Apps that took commands when it was last looked."""
 
     async def run(self) -> None:
         """Work until cancelled. What it was working on then is found again by the next start."""
-        async with self._bus.subscribe(TOPIC, name=GROUP, start="oldest") as messages:
-            async for record in messages:
-                topic = str(record.data.get("topic", "")) if isinstance(record.data, dict) else ""
-                if is_command_topic(topic):
-                    await self._offer(record, record.data.get("payload"))
+        await self.waiting.load()
+        self._bus.on_other_reply(self.waiting.on_reply)
+        self._bus.on(UNDECIDED, concurrency=None, overtakes=_always)(self._decide_later)
+        self._bus.on(BUILT_IN, redelivery="report", concurrency=None, overtakes=_always)(self._run_built_in)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.waiting.run(), name="mqtt.waiting")
+                tasks.create_task(self._read(), name="mqtt.dispatch")
+        finally:
+            self._bus.off(UNDECIDED)
+            self._bus.off(BUILT_IN)
+            self._bus.on_other_reply(None)
 
     def statistics(self) -> dict[str, Any]:
-        """Commands offered, repetitions that were recognised, messages that are no commands."""
-        return {"offered": self.offered, "repeated": self.repeated, "invalid": self.invalid}
+        """Commands offered, repetitions recognised, refused ones; those that wait for a response, and answered here."""
+        return {
+            "offered": self.offered,
+            "repeated": self.repeated,
+            "refused": self.refused,
+            "waiting": len(self.waiting),
+            "answered_for": self.waiting.answered_for,
+            "command_ms": self.waiting.took_ms,
+        }
 
-    async def _offer(self, record: Record, message: Any) -> None:
-        command = message.get("command") if isinstance(message, dict) else None
-        message_id = message.get("messageId", record.id) if isinstance(message, dict) else None
-        if not isinstance(command, str) or not command or not isinstance(message_id, str | int):
+    async def _read(self) -> None:
+        async with self._bus.subscribe(words.TOPIC, name=GROUP, start="oldest") as messages:
+            async for record in messages:
+                topic = str(record.data.get("topic", "")) if isinstance(record.data, dict) else ""
+                while self._for_us(topic):
+                    try:
+                        await self._take(record)
+                        break
+                    except (BusUnavailable, BusFull) as error:
+                        # all of it is done once by its ids: what was done already is not done again
+                        log.warning("command %s is tried again: %s", record.id, error)
+                        await asyncio.sleep(_AGAIN_S)
+
+    async def _take(self, record: Record) -> None:
+        message = record.data.get("payload")
+        if not isinstance(message, dict) or not isinstance(message.get("command"), str):
             await self._keep(record, "a command needs the members command (text) and messageId")
             return
-        left = DEADLINE - _age(record)
-        if left <= 0:
-            await self._keep(record, f"it waited for longer than {DEADLINE:g} s before it could be offered to a petal")
+        asked = _asked(record, message, self._deadline)
+        if asked.age >= asked.within:
+            text = f"it waited for longer than {asked.within:g} s before it could be offered to a petal"
+            await self._keep(record, text)
+            await self._refuse(message, asked, words.refusal(text, "DEADLINE_EXPIRED"))
+        elif asked.command in self._built_in:
+            await self._pass_on(BUILT_IN, record, message, asked)
+        elif (meant := await self._meant(asked)) is not None:
+            await self._offer(record, message, asked, meant)
+        else:
+            await self._pass_on(UNDECIDED, record, message, asked)
+
+    async def _pass_on(self, kind: str, record: Record, message: dict[str, Any], asked: Asked) -> None:
+        """To ourselves, as work of our own inbox: it takes longer than others may wait for."""
+        asked.offers = [bus_id(f"{asked.message_id}@{kind}")]
+        if kind == BUILT_IN and message.get("waitResponse"):
+            await self.waiting.add(asked)
+        data = {"record": record.data, "asked": asked.encode().decode()}
+        left = max(0.001, asked.within - asked.age)
+        await self._bus.send(self._bus.app, kind, data, id=asked.offers[0], deadline=left)
+
+    async def _decide_later(self, record: Record) -> None:
+        """Wait until the petals are there, or for so long that it is time to decide without them."""
+        message, asked = _passed_on(record)
+        until = time.monotonic() + min(_LOADING_S, max(0.0, asked.within - asked.age))
+        while (meant := await self._meant(asked)) is None and time.monotonic() < until:  # noqa: ASYNC110  # a rare look
+            await asyncio.sleep(_LOADING_LOOK_S)
+        await self._offer(record, message, asked, meant or [])
+
+    async def _offer(self, record: Record, message: dict[str, Any], asked: Asked, apps: Collection[str]) -> None:
+        data = record.data.get("record", record.data)
+        if not apps:
+            await self._refuse(message, asked, unknown_command(asked.command, await self._known_commands()))
             return
-        for app in await self._meant(command):
-            name = bus_id(f"{message_id}@{app}")
+        asked.offers = [bus_id(f"{asked.message_id}@{app}") for app in apps]
+        if message.get("waitResponse"):
+            await self.waiting.add(asked)
+        problems = []
+        for app, name in zip(apps, asked.offers, strict=True):
+            left = max(0.001, asked.within - asked.age)
             try:
                 # a key of its own: commands begin in order, and one that takes long holds up no other
-                receipt = await self._bus.send(app, COMMAND, record.data, id=name, key=name, deadline=left)
+                receipt = await self._bus.send(app, words.COMMAND, data, id=name, key=name, deadline=left)
             except (RecordInvalid, IdConflict, QueueFull) as error:
-                await self._keep(record, f"it cannot be offered to {app}: {error}")
+                problems.append(f"it cannot be offered to {app}: {error}")
+                await self._keep(record, problems[-1])
                 continue
             self.offered += not receipt.duplicate
             self.repeated += receipt.duplicate
+        if len(problems) == len(apps):
+            await self._refuse(message, asked, words.refusal(problems[0], "NOT_TAKEN"))
+            await self.waiting.answered(asked.message_id)
 
-    async def _meant(self, command: str) -> list[str]:
-        apps = [name.decode() for name in await self._bus.call("HKEYS", handlers_key(self._bus.keys))]
-        prefix = command.split("/", 1)[0]
-        if prefix in apps or (not apps and APP_RULE.match(prefix)):
+    async def _meant(self, asked: Asked) -> list[str] | None:
+        """The apps to which a command is offered; None while that cannot be said."""
+        takers = await self._takers()
+        own = [app for app, commands in takers.items() if commands is not None and asked.command in commands]
+        if own:
+            return own
+        prefix = asked.command.split("/", 1)[0]
+        installed = self._installed()
+        if prefix in takers or (APP_RULE.match(prefix) and prefix in (installed or ())):
             return [prefix]
-        return sorted(apps)
+        if installed is None:
+            return None
+        asked.stray = True
+        return sorted(app for app, commands in takers.items() if commands is None)
+
+    async def _takers(self) -> dict[str, list[str] | None]:
+        reply = await self._bus.ask("HGETALL", words.handlers_key(self._bus.keys))
+        found: dict[str, list[str] | None] = {}
+        for app, raw in words.hash_items(reply):
+            try:
+                commands = orjson.loads(raw)
+            except ValueError:
+                commands = None
+            found[app.decode()] = commands if isinstance(commands, list) else None
+        self.takers = len(found)
+        return found
+
+    async def _known_commands(self) -> list[str]:
+        takers = await self._takers()
+        return sorted({*self._built_in, *(command for commands in takers.values() for command in commands or ())})
+
+    async def _run_built_in(self, record: Record) -> None:
+        message, asked = _passed_on(record)
+        if message.get("waitAck") and self._acknowledge is not None:
+            await self._acknowledge(asked.device, asked.message_id)
+        try:
+            told = await self._built_in[asked.command](message)
+        except Exception as error:
+            log.exception("built-in command %s failed", asked.command)
+            told = words.refusal(f"{type(error).__name__}: {error}", "HANDLER_ERROR")
+        if message.get("waitResponse"):
+            await self._respond(asked.device, asked.message_id, told)
+
+    async def _refuse(self, message: dict[str, Any], asked: Asked, data: dict[str, Any]) -> None:
+        self.refused += 1
+        log.warning("command %s (%s) is refused: %s", asked.command, asked.message_id, data["error"])
+        if message.get("waitResponse"):
+            await self._respond(asked.device, asked.message_id, data)
 
     async def _keep(self, record: Record, reason: str) -> None:
-        self.invalid += 1
-        log.warning("a message on a command topic is kept in %s: %s", INVALID, reason)
-        await self._bus.publish(INVALID, INVALID, {"reason": reason, "message": record.data, "id": record.id})
+        log.warning("a message on a command topic is kept in %s: %s", words.INVALID, reason)
+        name = f"{bus_id(record.id)}@{words.INVALID}"[-200:]
+        await self._bus.publish(
+            words.INVALID, words.INVALID, {"reason": reason, "message": record.data, "id": record.id}, id=bus_id(name)
+        )
+
+
+def _always(_record: Record) -> bool:
+    return True
+
+
+def _passed_on(record: Record) -> tuple[dict[str, Any], Asked]:
+    message: dict[str, Any] = record.data["record"]["payload"]
+    return message, Asked.decode(str(message.get("messageId")), record.data["asked"].encode())
+
+
+def _asked(record: Record, message: dict[str, Any], within: float) -> Asked:
+    return Asked(
+        message_id=str(message.get("messageId", record.id)),
+        device=words.device_of(str(record.data["topic"])) or "",
+        command=str(message["command"]),
+        arrived_ns=boot_clock_ns() - round(_age(record) * 1e9),
+        within=within,
+    )
 
 
 def _age(record: Record) -> float:

@@ -1,11 +1,12 @@
 """The words that the MQTT link, the command dispatch and the petals' MQTT proxy share.
 
 broker -> link -> topic mqtt.rx (mqtt.message) -> dispatch -> inbox of each petal (mqtt.command)
-petal -> inbox of app "mqtt" (mqtt.publish) -> link -> broker
+petal -> inbox of app "mqtt", or "mqtt.telemetry" (mqtt.publish) -> link -> broker
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 APP: Final = "mqtt"
 """The app of the link: its inbox is the outbox of everybody who publishes."""
 
+TELEMETRY: Final = "mqtt.telemetry"
+"""The app whose inbox takes what has quality of service 0: while there is no connection the latest of a topic stays."""
+
 TOPIC: Final = "mqtt.rx"
 """The bus topic of what came in. Data of a record: ``topic``, ``payload`` (JSON), ``qos``, ``retain``."""
 
@@ -22,14 +26,30 @@ MESSAGE: Final = "mqtt.message"
 COMMAND: Final = "mqtt.command"
 """A command offered to one petal: data as of the message that brought it."""
 
+INVALID: Final = "mqtt.invalid"
+"""The bus topic of what came in and is not what its topic stands for. Data: ``reason``, ``topic``, ``bytes``, and the
+beginning of the message as ``text`` or ``base64``."""
+
+STATE: Final = "mqtt.state"
+"""The bus topic of the link's states: data as the hash of ``link_key``, in short."""
+
 PUBLISH: Final = "mqtt.publish"
-"""To be published. Data: ``topic``, or ``suffix`` below the device's own topic; ``payload``, ``qos``, ``retain``."""
+"""To be published. Data: ``topic``, or ``suffix`` below the device's own topic of ``organization`` (as it was known, or
+the one that becomes known next); ``payload``, ``qos``, ``retain``."""
+
+FILTERS: Final = "mqtt.filters"
+"""Tells the link to look at the hash of wanted filters."""
 
 COMMAND_EDGE: Final = "command/edge"
 COMMAND_PLAIN: Final = "command"
 COMMAND_WEB: Final = "command/web"
 RESPONSE: Final = "response"
 ACK: Final = "ack"
+DEBUG: Final = "debug"
+TELEMETRY_SUFFIX: Final = "telemetry"
+
+TOLD_S: Final = 5.0
+"""Seconds between two times that the link tells its state, at most. Unless it does, nobody knows it any more."""
 
 MAX_PAYLOAD_BYTES: Final = 128 * 1024
 """AWS IoT Core takes no larger message."""
@@ -46,9 +66,20 @@ def is_command_topic(topic: str) -> bool:
     return len(parts) == 5 and parts[0] == "org" and parts[2] == "device" and parts[4] in (COMMAND_EDGE, COMMAND_PLAIN)
 
 
+def device_of(topic: str) -> str | None:
+    """``org/<organization>/device/<device>`` of a topic below it; None for another one."""
+    parts = topic.split("/", 4)
+    return "/".join(parts[:4]) if len(parts) == 5 and parts[0] == "org" and parts[2] == "device" else None
+
+
 def handlers_key(keys: Keys) -> str:
-    """The hash of apps that take commands: app -> 1."""
+    """The hash of apps that take commands: app -> JSON list of their commands, or null: any."""
     return f"{keys.prefix}mqtt:handlers"
+
+
+def waiting_key(keys: Keys) -> str:
+    """The hash of commands whose senders wait for a response: messageId -> what is known of them (JSON)."""
+    return f"{keys.prefix}mqtt:waiting"
 
 
 def filters_key(keys: Keys) -> str:
@@ -62,7 +93,10 @@ def filter_field(app: str, topic: str) -> str:
 
 
 def link_key(keys: Keys) -> str:
-    """The hash that the link keeps: ``connected`` (0 or 1), ``reason``."""
+    """The hash that the link keeps: ``connected`` (0 or 1), ``reason``, and more.
+
+    It is told anew every ``TOLD_S``; ``told_ns`` is when (boot clock of ``boot_id``).
+    """
     return f"{keys.prefix}mqtt:link"
 
 
@@ -75,6 +109,19 @@ def matches(pattern: str, topic: str) -> bool:
         if position >= len(given) or (word not in ("+", "*") and word != given[position]):
             return False
     return len(wanted) == len(given)
+
+
+def refusal(text: str, code: str, **more: Any) -> dict[str, Any]:
+    """An error in both shapes that cloud programs read: ``status`` and ``message``, ``success`` and ``error``."""
+    return {"status": "error", "success": False, "message": text, "error": text, "error_code": code, **more}
+
+
+def hash_items(reply: Any) -> Iterator[tuple[bytes, bytes]]:
+    """Fields and values of a hash, whichever protocol version brought them."""
+    if isinstance(reply, dict):
+        return iter(reply.items())
+    values = iter(reply or ())
+    return zip(values, values, strict=True)
 
 
 def stamp() -> str:

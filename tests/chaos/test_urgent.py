@@ -14,7 +14,7 @@ from chaos.world import World, lag
 from petalbus.schemas.stamps import boot_clock_ns
 from petalbus.schemas.vocabulary import Priority
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.alone]
 BACKLOG = 20_000
 HANDLER = 0.001
 BOUND = 0.025

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from petalbus.daemon.config import NAMES, ConfigError, Settings, example, load, parse_assignments
+from petalbus.daemon.config import NAMES, ConfigError, Settings, load, parse_assignments
+from petalbus.daemon.config_example import example
 
 from .conftest import Cli, run_process
 
@@ -95,12 +96,12 @@ def test_a_misspelt_variable_is_not_ignored_in_silence(tmp_path: Path) -> None:
 
 
 def test_a_password_is_not_shown(tmp_path: Path) -> None:
-    loaded = load({"data": tmp_path, "redis": "redis://user:secret@host:6379/0"}, environment={})
-    assert loaded.settings.redis == "redis://user:secret@host:6379/0"
-    assert "secret" not in str(list(loaded.shown()))
+    loaded = load({"data": tmp_path, "redis": "redis://user:geheim@host:6379/0"}, environment={})
+    assert loaded.settings.redis == "redis://user:geheim@host:6379/0"
+    assert "geheim" not in str(list(loaded.shown()))
     with pytest.raises(ConfigError) as caught:
-        load({"data": tmp_path, "redis": "redis://user:secret@host:6379/0", "memory_mb": 0}, environment={})
-    assert "secret" not in str(caught.value)
+        load({"data": tmp_path, "redis": "redis://user:geheim@host:6379/0", "memory_mb": 0}, environment={})
+    assert "geheim" not in str(caught.value)
 
 
 def test_assignments_of_the_command_line() -> None:

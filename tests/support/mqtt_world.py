@@ -8,9 +8,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
 from petalbus.daemon.bus.client import Bus
 from petalbus.daemon.bus.options import BusOptions
 from petalbus.handlers.mqtt.dispatch import CommandDispatch
+from petalbus.handlers.mqtt.ingress import Ingress
+from petalbus.handlers.mqtt.options import MqttOptions
+from petalbus.handlers.mqtt.transport import Incoming
 from petalbus.handlers.mqtt.words import base_topic
 from petalbus.petals.base import Petal
 from petalbus.petals.proxies.mqtt import MQTTProxy
@@ -38,11 +43,12 @@ class World:
     link: Bus
     proxy: MQTTProxy
     organization: Organization
+    ingress: Ingress
     sent: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
 
     async def arrive(self, suffix: str, payload: Any) -> None:
         """A message from the broker, as the link stores it."""
-        await self.link.publish("mqtt.rx", "mqtt.message", {"topic": f"{BASE}/{suffix}", "payload": payload, "qos": 1})
+        await self.ingress.received(Incoming(f"{BASE}/{suffix}", orjson.dumps(payload)))
 
     async def next(self) -> dict[str, Any]:
         """What is to be published next."""
@@ -64,17 +70,32 @@ async def mqtt_world(server: RealServer, bus_name: str) -> AsyncIterator[World]:
     """A world, until the end of the block."""
     async with contextlib.AsyncExitStack() as stack:
         link = await stack.enter_async_context(Bus(server.url, app="mqtt", bus=bus_name))
+        telemetry = await stack.enter_async_context(Bus(server.url, app="mqtt.telemetry", bus=bus_name))
         organization = Organization()
         proxy = MQTTProxy(url=server.url, bus=bus_name, app_id="petals.mqtt", organization=organization)
-        made = World(server, bus_name, link, proxy, organization)
 
-        @link.on("mqtt.publish", concurrency=None)
         async def publish(record: Record) -> None:
             made.sent.put_nowait(record.data)
 
+        async def respond(device: str, message_id: str, data: dict[str, Any]) -> None:
+            told = {"topic": f"{device}/response", "payload": {"messageId": message_id, **data}}
+            await link.send("mqtt", "mqtt.publish", told)
+
+        ingress = Ingress(link, MqttOptions(), respond=respond)
+        made = World(server, bus_name, link, proxy, organization, ingress)
+
+        @link.on("mqtt.filters")
+        async def filters(_record: Record) -> None:
+            """The link looks at the hash."""
+
+        link.on("mqtt.publish", concurrency=None)(publish)
+        telemetry.on("mqtt.publish", concurrency=None)(publish)
+
         await proxy.start()
         stack.push_async_callback(proxy.stop)
-        running = asyncio.create_task(CommandDispatch(link).run(), name="dispatch")
+        running = asyncio.create_task(
+            CommandDispatch(link, respond=respond, installed=lambda: ("example",)).run(), name="dispatch"
+        )
         try:
             yield made
         finally:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from petalbus.petals.proxies.mqtt.confirmed import NotConfirmed, PublishRefused
 from petalbus.petals.proxies.mqtt.proxy import MQTTProxy
 
 if TYPE_CHECKING:
     from petalbus.petals.proxies.context import ProxyContext
 
-__all__ = ["MQTTProxy", "make"]
+__all__ = ["MQTTProxy", "NotConfirmed", "PublishRefused", "make"]
 
 
 def make(context: ProxyContext) -> MQTTProxy:

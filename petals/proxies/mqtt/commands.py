@@ -13,11 +13,15 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
+import orjson
+
+from petalbus.daemon.bus.errors import HandlerError
 from petalbus.handlers.mqtt.words import COMMAND, handlers_key, mirrored
 from petalbus.petals.base import Petal
 from petalbus.petals.exits import contained
 from petalbus.petals.heavy import run_heavy
 from petalbus.petals.owner import acting, is_of
+from petalbus.schemas.stamps import boot_clock_ns
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("MQTTProxy")
 
 Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
+_LOOK_S: Final = 0.1
 CONCURRENCY: Final = 16
 """Commands of one petal that may run at once."""
 
@@ -33,8 +38,10 @@ CONCURRENCY: Final = 16
 class Commands:
     """Who takes commands, by the bus client through which they come."""
 
-    def __init__(self, own_bus: Callable[[], Awaitable[Bus]]) -> None:
+    def __init__(self, own_bus: Callable[[], Awaitable[Bus]], *, may_run: Callable[[], bool] = lambda: True) -> None:
+        """``may_run``: False while petals could do nothing with a command; it waits then, until its deadline."""
         self._own_bus = own_bus
+        self._may_run = may_run
         self._handlers: dict[str, tuple[Handler, bool]] = {}
         self._buses: dict[str, Bus] = {}
         self._served: dict[int, list[str]] = {}
@@ -112,7 +119,16 @@ class Commands:
         if len(served) == 1:
             bus.on(COMMAND, redelivery="report", concurrency=CONCURRENCY)(self._serving(served))
             await bus.listen()
-            await bus.call("HSET", handlers_key(bus.keys), bus.app, 1)
+        await self._declare(bus, served)
+
+    async def _declare(self, bus: Bus, served: list[str]) -> None:
+        """Say which commands are taken: null where a handler takes any, and decides by itself."""
+        known: set[str] | None = set()
+        for handler, _ in [self._handlers[name] for name in served if name in self._handlers]:
+            commands = _commands_of(handler)
+            known = None if known is None or commands is None else known | commands
+        told = orjson.dumps(None if known is None else sorted(known))
+        await bus.call("HSET", handlers_key(bus.keys), bus.app, told)
 
     async def _bus_of(self, handler: Handler) -> Bus:
         """The petal's own client where the handler is a petal's method, else the proxy's."""
@@ -132,8 +148,18 @@ class Commands:
         if not task.cancelled() and task.exception() is not None:
             log.error("MQTT commands do not reach a handler: %s", task.exception())
 
+    async def _until_it_may_run(self, record: Record) -> None:
+        if not self._may_run():
+            log.warning("command %s waits: the organisation is not known", record.data["payload"].get("command"))
+        while not self._may_run():
+            if record.expired(boot_clock_ns()):
+                text = "the deadline passed while the organisation was not known; the command was not run"
+                raise HandlerError(text, error_code="DEADLINE_EXPIRED")
+            await asyncio.sleep(_LOOK_S)
+
     def _serving(self, served: list[str]) -> Callable[[Record], Awaitable[None]]:
         async def command(record: Record) -> None:
+            await self._until_it_may_run(record)
             topic, message = record.data["topic"], mirrored(record.data["payload"])
             failure: Exception | None = None
             for handler, heavy in [self._handlers[name] for name in served]:
@@ -147,3 +173,11 @@ class Commands:
                 raise failure
 
         return command
+
+
+def _commands_of(handler: Handler) -> set[str] | None:
+    """The commands that a handler takes; None: any, for all that is known."""
+    owner = getattr(handler, "__self__", None)
+    if isinstance(owner, Petal) and getattr(handler, "__func__", None) is Petal._mqtt_master_command_handler:
+        return set(owner._mqtt_command_handlers or ())
+    return None

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from petalbus.daemon.bus.errors import BusError
 from petalbus.handlers.mqtt import words
 from petalbus.petals.proxies.base import BaseProxy
 from petalbus.petals.proxies.mqtt.arguments import publication, response
 from petalbus.petals.proxies.mqtt.commands import Commands, Handler
+from petalbus.petals.proxies.mqtt.confirmed import confirmed
 from petalbus.petals.proxies.mqtt.connected import Connected
+from petalbus.petals.proxies.mqtt.link import Link
 from petalbus.petals.proxies.mqtt.topics import Callback, Topics
+from petalbus.petals.proxies.mqtt.wishes import Wishes
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.payloads import encode_json
 from petalbus.schemas.vocabulary import Priority
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
 
 log = logging.getLogger("MQTTProxy")
+
+_STOP_S: Final = 2.0
 
 
 class MQTTProxy(BaseProxy):
@@ -71,12 +76,14 @@ class MQTTProxy(BaseProxy):
         self._organization = organization if organization is not None else local_db_proxy
         self._bus: Bus | None = None
         self._bus_turn = asyncio.Lock()
-        self._commands = Commands(self._own_bus)
+        self._commands = Commands(self._own_bus, may_run=lambda: self.organization_id is not None)
         self._topics = Topics()
         self._leaving: set[asyncio.Task[None]] = set()
         self._reading: asyncio.Task[None] | None = None
-        self._link_up = False
-        self.is_connected = Connected(lambda: self._link_up, self._ask_link)
+        self._wishes = Wishes(self._own_bus)
+        self._link = Link(self._own_bus)
+        self._following: list[asyncio.Task[None]] = []
+        self.is_connected = Connected(lambda: self._link.up, self._ask_link)
         self.published = 0
         if debug:
             log.setLevel(logging.DEBUG)
@@ -84,7 +91,10 @@ class MQTTProxy(BaseProxy):
     async def start(self) -> None:
         """Connect to the bus. Raises BusUnavailable when it is not there."""
         await self._own_bus()
-        await self._ask_link()
+        await self._link.ask()
+        if not self._following:
+            for name, work in (("link", self._link.follow()), ("wishes", self._wishes.keep())):
+                self._following.append(asyncio.create_task(work, name=f"mqtt-{name}"))
         self._set_ready(True)
         self._commands.join_all()
         if self._topics.patterns:
@@ -94,11 +104,19 @@ class MQTTProxy(BaseProxy):
         """Forget handlers and callbacks, and leave the bus. What was published stays stored."""
         self._set_ready(False, "stopped")
         await self._commands.stop()
-        reading, self._reading = self._reading, None
-        if reading is not None:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+        ending = [*self._following, *([self._reading] if self._reading is not None else [])]
+        self._following, self._reading = [], None
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+        self._link.forget()
         await self._topics.stop()
+        if self._bus is not None:
+            try:
+                async with asyncio.timeout(_STOP_S):
+                    await self._wishes.take_back()
+            except (BusError, TimeoutError) as error:
+                log.info("wanted topics are not taken back, the link will notice: %s", error)
         bus, self._bus = self._bus, None
         if bus is not None:
             await bus.close()
@@ -146,7 +164,7 @@ class MQTTProxy(BaseProxy):
         """End all registrations of a petal; how many there were. On the proxy's loop."""
         gone, unused = self._topics.remove_of(owner)
         for topic in unused:
-            task = asyncio.get_running_loop().create_task(self._leave_filter(topic), name=f"mqtt-leave-{topic}")
+            task = asyncio.get_running_loop().create_task(self._wishes.remove(topic), name=f"mqtt-leave-{topic}")
             self._leaving.add(task)
             task.add_done_callback(self._left)
         return gone + self._commands.remove_of(owner)
@@ -193,14 +211,26 @@ class MQTTProxy(BaseProxy):
         """Publish a message (JSON, or text as it is) to a topic. True when it is stored."""
         return await self._store(topic, None, message, qos, retain=retain)
 
+    async def publish_confirmed(
+        self, topic: str, message: Any, *, timeout: float = 10.0, retain: bool = False, id: str | None = None
+    ) -> int:
+        """``publish`` with quality of service 1, and wait for the broker's receipt: its reason code (below 128).
+
+        Raises PublishRefused with the broker's reason code, NotConfirmed after ``timeout`` seconds (the message stays
+        stored and goes out later; the same ``id`` again waits on), RecordInvalid, and BusError when it is not stored.
+        """
+        data = self._message(topic, None, message, 1, retain=retain)
+        code = await confirmed(await self._own_bus(), data, timeout=timeout, message_id=id)
+        self.published += 1
+        return code
+
     async def subscribe(self, topic: str, callback: Callback, qos: int = 0) -> str:
         """Call ``async callback(topic, message)`` for what arrives on a topic or filter; the subscription's id.
 
         Raises TypeError when the callback is not async, and BusUnavailable.
         """
         name = self._topics.add(topic, callback)
-        bus = await self._own_bus()
-        await bus.call("HSET", words.filters_key(bus.keys), words.filter_field(bus.app, topic), qos)
+        await self._wishes.add(topic, qos)
         self._read()
         return name
 
@@ -220,12 +250,8 @@ class MQTTProxy(BaseProxy):
         listeners = self._topics.remove(topic)
         for listener in listeners:
             listener.end()
-        await self._leave_filter(topic)
+        await self._wishes.remove(topic)
         return bool(listeners)
-
-    async def _leave_filter(self, topic: str) -> None:
-        bus = await self._own_bus()
-        await bus.call("HDEL", words.filters_key(bus.keys), words.filter_field(bus.app, topic))
 
     unsubscribe_from_topic = unsubscribe
 
@@ -240,11 +266,11 @@ class MQTTProxy(BaseProxy):
     async def health_check(self) -> dict[str, Any]:
         """State of the link, subscriptions, who we are, and how many messages wait to be sent."""
         told = await super().health_check()
-        up = await self._ask_link()
-        connection = {"ts_client": up, "callback_server": up, "callback_router": up, "connected": up}
+        await self._ask_link()
+        connection, link = self._link.connection, self._link.describe()
         subscriptions = {"topics": sorted(self._topics.patterns), "handlers": self._commands.count}
         device = {"organization_id": self.organization_id, "robot_instance_id": self._get_machine_id()}
-        return {**told, "connection": connection, "subscriptions": subscriptions, "device_info": device}
+        return {**told, "connection": connection, "link": link, "subscriptions": subscriptions, "device_info": device}
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -269,9 +295,25 @@ class MQTTProxy(BaseProxy):
         retain: bool = False,
         priority: Priority = Priority.NORMAL,
     ) -> bool:
-        """Put a message into the link's inbox. Below our own topic only the end is told: the link knows the rest.
+        """Put a message into the link's inbox; False when the bus does not take it. Raises as ``_message``."""
+        data = self._message(topic, suffix, payload, qos, retain=retain)
+        try:
+            bus = await self._own_bus()
+            await bus.send(words.APP if qos else words.TELEMETRY, words.PUBLISH, data, priority=priority)
+        except BusError as error:
+            log.warning("an MQTT message for %s is not stored: %s", topic or suffix, error)
+            return False
+        self.published += 1
+        log.debug("stored for %s: %s", topic or suffix, payload)
+        return True
 
-        So what is stored while the organisation is unknown, or before it changes, goes out under the right name.
+    def _message(
+        self, topic: str | None, suffix: str | None, payload: Any, qos: int, *, retain: bool
+    ) -> dict[str, Any]:
+        """A message as the link takes it. Below our own topic only the end is told: the link knows the rest.
+
+        What is stored while the organisation is unknown goes out under the one that becomes known. Raises ValueError
+        and RecordInvalid.
         """
         if qos not in (0, 1):
             raise ValueError(f"quality of service {qos!r} is not offered; use 0 or 1")
@@ -279,17 +321,10 @@ class MQTTProxy(BaseProxy):
         if size > words.MAX_PAYLOAD_BYTES:
             text = f"has {size} bytes as JSON"
             raise RecordInvalid("payload", text, limit=f"at most {words.MAX_PAYLOAD_BYTES} bytes in one MQTT message")
-        where = {"topic": topic} if topic is not None else {"suffix": suffix}
-        data = {**where, "payload": payload, "qos": qos, "retain": retain}
-        try:
-            bus = await self._own_bus()
-            await bus.send(words.APP, words.PUBLISH, data, priority=priority)
-        except BusError as error:
-            log.warning("an MQTT message for %s is not stored: %s", topic or suffix, error)
-            return False
-        self.published += 1
-        log.debug("stored for %s: %s", topic or suffix, payload)
-        return True
+        data: dict[str, Any] = {"topic": topic} if topic is not None else {"suffix": suffix}
+        if topic is None and (organization := self.organization_id):
+            data["organization"] = organization  # it stays meant for this one, whoever we are when it leaves
+        return data | {"payload": payload, "qos": qos, "retain": retain}
 
     def _read(self) -> None:
         if self._reading is None:
@@ -302,9 +337,7 @@ class MQTTProxy(BaseProxy):
                 self._topics.deliver(record.data["topic"], record.data.get("payload"))  # type: ignore[arg-type]  # any JSON: as it came
 
     async def _ask_link(self) -> bool:
-        bus = await self._own_bus()
-        self._link_up = await bus.call("HGET", words.link_key(bus.keys), "connected") == b"1"
-        return self._link_up
+        return await self._link.ask()
 
 
 class Subscriptions(dict[str, int]):

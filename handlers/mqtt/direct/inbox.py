@@ -1,0 +1,175 @@
+"""What came in: one queue and one writer, so that order is kept; acknowledged when it is stored, not before.
+
+A message outlives its connection here. When the broker brings it again it takes its old place, and one that was stored
+already is acknowledged at once: nothing is lost by a broker that forgets, and little comes twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import random
+from collections import OrderedDict, deque
+from typing import Any, Final
+
+from petalbus.handlers.mqtt.direct.connection import Connection
+from petalbus.handlers.mqtt.direct.packets import Publish
+from petalbus.handlers.mqtt.transport import Incoming, Receiver
+
+log = logging.getLogger(__name__)
+
+MOST: Final = 128
+"""Messages that are held before reading stops. More than a broker may have unacknowledged: only quality 0 fills it."""
+
+MOST_BYTES: Final = 4 * 1024 * 1024
+
+_RETRY_FIRST: Final = 0.05
+_RETRY_MOST: Final = 5.0
+_MOST_REMEMBERED: Final = 256
+
+
+class _Entry:
+    __slots__ = ("connection", "message", "mid", "stored")
+
+    def __init__(self, message: Incoming, mid: int | None, connection: Connection | None) -> None:
+        self.message = message
+        self.mid = mid
+        self.connection = connection
+        self.stored = False
+
+
+class Inbox:
+    """``await run(receiver)`` until cancelled; ``arrived`` is called by connections."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.again = 0
+        """Messages that came again and were recognised."""
+        self.not_stored = ""
+        """Why the message in hand cannot be stored now; empty when all is well."""
+        self._queue: deque[_Entry] = deque()
+        self._bytes = 0
+        self._open: dict[int, _Entry] = {}
+        self._left: OrderedDict[int, tuple[bytes, _Entry]] = OrderedDict()
+        self._connection: Connection | None = None
+        self._arrived = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._closed = False
+
+    def attach(self, connection: Connection) -> None:
+        """Messages come from this connection from now on."""
+        self._connection = connection
+        self._closed = False
+        self._flow()
+
+    def start_session(self, *, present: bool) -> None:
+        """The broker says whether it remembers us. If not, nothing of before comes again."""
+        if not present:
+            self._left.clear()
+
+    def detach(self) -> None:
+        """The connection is gone. What it brought is stored nevertheless, and recognised when it comes again."""
+        for mid, entry in self._open.items():
+            entry.connection = None
+            self._left[mid] = (_print(entry.message), entry)
+            self._left.move_to_end(mid)
+        while len(self._left) > _MOST_REMEMBERED:
+            self._left.popitem(last=False)
+        self._open.clear()
+        self._connection = None
+
+    def close(self) -> None:
+        """Take no more: the broker keeps what it brings from now on."""
+        self._closed = True
+
+    async def empty(self) -> None:
+        """Wait until everything is stored."""
+        await self._empty.wait()
+
+    def arrived(self, publish: Publish, connection: Connection) -> None:
+        """A message of the connection."""
+        if self._closed or connection is not self._connection:
+            return
+        mid, message = publish.mid, publish.message
+        if mid is not None and self._known(message, mid, connection):
+            return
+        entry = _Entry(message, mid, connection)
+        if mid is not None:
+            self._open[mid] = entry
+        self._queue.append(entry)
+        self._bytes += len(message.payload)
+        self.received += 1
+        self._empty.clear()
+        self._arrived.set()
+        self._flow()
+
+    async def run(self, receiver: Receiver) -> None:
+        """Store what comes, one after the other, until cancelled. Never raises what the receiver raises."""
+        while True:
+            while not self._queue:
+                self._empty.set()
+                self._arrived.clear()
+                await self._arrived.wait()
+            entry = self._queue[0]
+            await self._store(receiver, entry.message)
+            self._queue.popleft()
+            self._bytes -= len(entry.message.payload)
+            entry.stored = True
+            self._acknowledge(entry)
+            self._flow()
+
+    def describe(self) -> dict[str, Any]:
+        """Counters."""
+        return {
+            "received": self.received,
+            "received_again": self.again,
+            "unstored": len(self._queue),
+            "not_stored": self.not_stored,
+        }
+
+    def _known(self, message: Incoming, mid: int, connection: Connection) -> bool:
+        """Whether it is one that an earlier connection brought; MQTT brings it again under its old id."""
+        before = self._left.pop(mid, None)
+        if before is None or not message.duplicate or before[0] != _print(message):
+            return False
+        entry = before[1]
+        entry.connection = connection
+        self._open[mid] = entry
+        self.again += 1
+        if entry.stored:
+            self._acknowledge(entry)
+        return True
+
+    def _acknowledge(self, entry: _Entry) -> None:
+        if entry.mid is not None and entry.connection is not None:
+            self._open.pop(entry.mid, None)
+            entry.connection.acknowledge(entry.mid)
+
+    async def _store(self, receiver: Receiver, message: Incoming) -> None:
+        delay = _RETRY_FIRST
+        while True:
+            try:
+                await receiver.received(message)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the message is not stored and must be
+                if not self.not_stored:
+                    log.warning("a message cannot be stored now and is kept: %s: %s", type(error).__name__, error)
+                self.not_stored = f"{type(error).__name__}: {error}"
+                await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311  # no secret
+                delay = min(2 * delay, _RETRY_MOST)
+            else:
+                self.not_stored = ""
+                return
+
+    def _flow(self) -> None:
+        if self._connection is None:
+            return
+        if len(self._queue) >= MOST or self._bytes >= MOST_BYTES:
+            self._connection.read_on(reading=False)
+        elif len(self._queue) <= MOST // 2 and self._bytes <= MOST_BYTES // 2:
+            self._connection.read_on(reading=True)
+
+
+def _print(message: Incoming) -> bytes:
+    return hashlib.blake2b(message.topic.encode() + b"\0" + message.payload, digest_size=16).digest()

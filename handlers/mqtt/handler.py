@@ -1,0 +1,305 @@
+"""The MQTT handler of the daemon: what the broker brings becomes records, records become messages to the broker.
+
+transport -> Ingress -> topic mqtt.rx -> CommandDispatch -> inboxes of the petals
+inboxes of the apps mqtt, mqtt.telemetry -> Egress -> transport
+who we are, which topics are wanted -> transport.want; how the link is -> hash {bus}:mqtt:link, topic mqtt.state
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+
+from petalbus.daemon.bus.errors import BusError
+from petalbus.handlers.mqtt import words
+from petalbus.handlers.mqtt.dispatch import BuiltIn, CommandDispatch, Installed
+from petalbus.handlers.mqtt.egress import Egress
+from petalbus.handlers.mqtt.ingress import Ingress
+from petalbus.handlers.mqtt.options import MqttOptions
+from petalbus.handlers.mqtt.transport import Identity, Incoming, LinkState, Phase, Transport
+from petalbus.handlers.mqtt.wishes import Wishes
+from petalbus.schemas.convert.names import bus_id
+from petalbus.schemas.stamps import BOOT_ID, boot_clock_ns
+from petalbus.schemas.vocabulary import Priority
+
+if TYPE_CHECKING:
+    from petalbus.daemon.bus.client import Bus
+    from petalbus.schemas.record import Record
+
+log = logging.getLogger(__name__)
+
+_MANY_ATTEMPTS: Final = 1_000_000
+_LOOK_S: Final = 2.0
+
+
+class WhoWeAre(Protocol):
+    """Tells the organisation and the device, and when they change."""
+
+    def identity(self) -> Identity:
+        """As it is known now."""
+
+    async def changed(self) -> None:
+        """Wait until it is another one."""
+
+
+class MqttHandler:
+    """Run it as ``async with MqttHandler(...) as handler: await handler.run()``.
+
+    ``bus`` is a client as the app ``mqtt``, ``telemetry`` one as ``mqtt.telemetry``.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        telemetry: Bus,
+        transport: Transport,
+        *,
+        who: WhoWeAre,
+        options: MqttOptions | None = None,
+        installed: Installed = lambda: (),
+        built_in: Mapping[str, BuiltIn] | None = None,
+    ) -> None:
+        self.options = options = options or MqttOptions()
+        self.transport = transport
+        self._bus = bus
+        self._telemetry = telemetry
+        self._who = who
+        self.ingress = Ingress(bus, options, respond=self._respond, for_us=self._for_us)
+        self.dispatch = CommandDispatch(
+            bus,
+            respond=self._respond,
+            acknowledge=self._acknowledge,
+            installed=installed,
+            built_in=built_in,
+            deadline=options.command_deadline,
+            for_us=self._for_us,
+        )
+        self.egress = Egress(
+            transport, options.egress, answered=self.dispatch.waiting.answered, response=options.response
+        )
+        self.filters: dict[str, int] = {}
+        """Topic filters that are wanted, with their quality of service."""
+        self._identity = Identity()
+        self._look = asyncio.Event()
+        self.wishes = Wishes(bus, options.egress, changed=self._look.set)
+        self._state = LinkState()
+        self._tell = asyncio.Event()
+        self._since_ns = boot_clock_ns()
+        self._stack = AsyncExitStack()
+
+    # -- what the transport calls -------------------------------------------------------------------------------------
+
+    async def received(self, message: Incoming) -> None:
+        """See Receiver."""
+        await self.ingress.received(message)
+
+    async def invalid(self, topic: str, raw: bytes, reason: str) -> None:
+        """Something came that is no message; it is kept. Raises BusError."""
+        await self.ingress.invalid(topic, raw, reason)
+
+    def link_changed(self, state: LinkState) -> None:
+        """See Receiver."""
+        if state.connected != self._state.connected:
+            self._since_ns = boot_clock_ns()
+            self.egress.link_changed(connected=state.connected)
+        if state.connected:
+            log.info("MQTT: connected to the broker through %s", self.transport.name)
+        elif (state.phase, state.problem) != (self._state.phase, self._state.problem):
+            log.log(logging.WARNING if state.problem else logging.INFO, "MQTT: %s %s", state.phase.value, state.reason)
+        self._state = state
+        self._tell.set()
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        held = self.options.egress.held
+        for bus in (self._bus, self._telemetry):
+            # its handlers wait for the broker, they do not compute
+            bus.options = replace(bus.options, workers=held, sole=True)
+            on = bus.on(
+                words.PUBLISH,
+                redelivery="rerun",
+                concurrency=None,
+                max_attempts=_MANY_ATTEMPTS,  # that the daemon was restarted is no reason to give a message up
+                overtakes=lambda _record: True,
+            )
+            on(self.egress.take)
+        self._bus.on(words.FILTERS)(self._on_filters)
+        for bus in (self._bus, self._telemetry):
+            await bus.start()
+            self._stack.push_async_callback(bus.close)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._say(LinkState(Phase.OFF, reason="the daemon has stopped"))
+        except BusError as problem:
+            log.info("that the MQTT link is closed could not be told: %s", problem)
+        await self._stack.aclose()
+
+    async def run(self) -> None:
+        """Until cancelled. Raises what no further attempt can mend."""
+        await self._follow()
+        async with asyncio.TaskGroup() as tasks:
+            for name, work in (
+                ("link", self.transport.run(self)),
+                ("egress", self.egress.run()),
+                ("dispatch", self.dispatch.run()),
+                ("identity", self._watch_identity()),
+                ("filters", self._watch_filters()),
+                ("wishes", self.wishes.run()),
+                ("state", self._tell_state()),
+            ):
+                tasks.create_task(work, name=f"mqtt.{name}")
+
+    def statistics(self) -> dict[str, Any]:
+        """The link's state and counters, what came in, what goes out, commands."""
+        state = self._state
+        return {
+            "transport": self.transport.name,
+            "connected": state.connected,
+            "phase": state.phase.value,
+            "problem": state.problem,
+            "reason": state.reason,
+            "code": state.code,
+            "since_s": round((boot_clock_ns() - self._since_ns) / 1e9, 1),
+            "organization": self._identity.organization,
+            "device": self._identity.device,
+            "filters": dict(self.filters),
+            "wishes": self.wishes.statistics(),
+            "link": self.transport.describe(),
+            "in": self.ingress.statistics(),
+            "out": self.egress.statistics(),
+            "commands": self.dispatch.statistics(),
+        }
+
+    # -- who we are, and what is wanted -------------------------------------------------------------------------------
+
+    async def _watch_identity(self) -> None:
+        while True:
+            await self._who.changed()
+            self._look.set()
+
+    async def _on_filters(self, _record: Record) -> None:
+        self._look.set()
+
+    async def _watch_filters(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(_LOOK_S):
+                    await self._look.wait()
+            except TimeoutError:
+                pass
+            self._look.clear()
+            try:
+                await self._follow()
+            except BusError as error:
+                log.warning("wanted MQTT topics cannot be read now: %s", error)
+
+    async def _follow(self) -> None:
+        """Tell the transport and the outbox who we are and what is wanted, where that has changed."""
+        identity = self._who.identity()
+        filters = self._own_filters(identity)
+        for name, qos in (await self.wishes.read()).items():
+            filters[name] = max(filters.get(name, 0), qos)
+        if (identity, filters) == (self._identity, self.filters):
+            return
+        if identity.organization != self._identity.organization:
+            log.info("MQTT: the organisation is %s now", identity.organization or "not known")
+        self._identity, self.filters = identity, filters
+        self.egress.follow(identity)
+        self.transport.want(filters, identity)
+        self._tell.set()
+
+    def _own_filters(self, identity: Identity) -> dict[str, int]:
+        if not identity.organization or not identity.device:
+            return {}
+        base = words.base_topic(identity.organization, identity.device)
+        ends = (self.options.command_edge, self.options.command_plain, self.options.response)
+        return {f"{base}/{end}": 1 for end in ends}
+
+    def _own_topic(self, end: str) -> str | None:
+        """A topic of this device; None while we do not know who we are."""
+        organization, device = self._identity.organization, self._identity.device
+        return f"{words.base_topic(organization, device)}/{end}" if organization and device else None
+
+    def _for_us(self, topic: str) -> bool:
+        """Whether commands for this device arrive there: a petal may have subscribed those of others, too.
+
+        Of whichever organisation: it may have changed while the command was under way.
+        """
+        device = self._identity.device
+        parts = topic.split("/", 4)
+        if len(parts) != 5 or (parts[0], parts[2]) != ("org", "device"):
+            return False
+        if parts[4] not in (self.options.command_edge, self.options.command_plain):
+            return False
+        return device is None or parts[3] in (device, device.removeprefix("Instance-"))
+
+    # -- answers of our own -------------------------------------------------------------------------------------------
+
+    async def _respond(self, device: str, message_id: str, data: dict[str, Any]) -> None:
+        """Answer for a petal that does not, once. Raises BusError."""
+        head = {"messageId": message_id, "phase": "result", "timestamp": words.stamp()}
+        await self._store(f"{device}/{self.options.response}", {**head, **data}, f"{message_id}@mqtt.answer")
+
+    async def _acknowledge(self, device: str, message_id: str) -> None:
+        told = {"messageId": message_id, "phase": "ack", "ackType": "service-received", "service": "petalbus"}
+        await self._store(f"{device}/{words.ACK}", {**told, "timestamp": words.stamp()}, f"{message_id}@mqtt.ack")
+
+    async def _store(self, topic: str, payload: dict[str, Any], name: str) -> None:
+        data = {"topic": topic, "payload": {**payload, "deviceId": topic.split("/")[3]}, "qos": 1}
+        await self._bus.send(words.APP, words.PUBLISH, data, id=bus_id(name), priority=Priority.HIGH)
+
+    # -- how the link is ----------------------------------------------------------------------------------------------
+
+    async def _tell_state(self) -> None:
+        told: LinkState | None = None
+        while True:
+            try:
+                async with asyncio.timeout(words.TOLD_S):
+                    await self._tell.wait()
+            except TimeoutError:
+                pass
+            self._tell.clear()
+            try:
+                await self._say(self._state)
+                if self._state != told:
+                    told = self._state
+                    await self._bus.publish(words.STATE, words.STATE, _described(told))
+            except BusError as error:
+                log.info("the state of the MQTT link could not be told: %s", error)
+
+    async def _say(self, state: LinkState) -> None:
+        out, link = self.egress.statistics(), self.transport.describe()
+        fields: dict[str, Any] = {
+            **_described(state),
+            "transport": self.transport.name,
+            "organization": self._identity.organization,
+            "device": self._identity.device,
+            "topics": ",".join(sorted(self.filters)),
+            "command_topic": self._own_topic(self.options.command_edge),
+            "response_topic": self._own_topic(self.options.response),
+            "outbox": out["waiting"],
+            "oldest_s": out["oldest_s"],
+            "round_trip_ms": link.get("round_trip_ms"),
+            "in_flight": link.get("in_flight"),
+            "window": link.get("window"),
+            "since_ns": self._since_ns,
+            "told_ns": boot_clock_ns(),
+            "boot_id": BOOT_ID,
+        }
+        flat = [part for name, value in fields.items() for part in (name, "" if value is None else value)]
+        await self._bus.ask("HSET", words.link_key(self._bus.keys), *flat)
+
+
+def _described(state: LinkState) -> dict[str, Any]:
+    told = {"connected": int(state.connected), "phase": state.phase.value, "problem": state.problem or ""}
+    return {**told, "reason": state.reason, "code": "" if state.code is None else state.code}

@@ -1,0 +1,196 @@
+"""Commands whose senders wait for a response, until one has left: nobody is left without any.
+
+A petal answers by itself. Where it cannot (it raised, it never came, a crash left the outcome unknown, the command is
+nobody's) an error in both shapes is sent in its place. What is known of each command stands in a hash, so a restart
+of the daemon forgets none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from petalbus.daemon.bus.errors import BusError
+from petalbus.handlers.mqtt.words import hash_items, refusal, waiting_key
+from petalbus.schemas.stamps import BOOT_ID, boot_clock_ns
+from petalbus.schemas.vocabulary import ReplyKind, Status
+
+if TYPE_CHECKING:
+    from petalbus.daemon.bus.client import Bus
+    from petalbus.handlers.mqtt.ingress import Respond
+    from petalbus.schemas.record import Record
+
+log = logging.getLogger(__name__)
+
+MOST: Final = 10_000
+_LOOK_S: Final = 0.5
+_GRACE_S: Final = 0.5
+"""A response that was stored just before its petal failed is on its way: it counts."""
+_SILENT_S: Final = 2.0
+"""A command that no petal calls its own, and that all have looked at without an answer, is unknown after so long."""
+_NOT_BEGUN: Final = (Status.PENDING, Status.DELIVERED, Status.TIMEOUT)
+"""Past its deadline (which is ``within``) such an offer is never begun."""
+
+
+@dataclass(slots=True)
+class Asked:
+    """One command. ``offers``: ids of what was offered to petals; ``stray``: no petal calls it its own."""
+
+    message_id: str
+    device: str
+    command: str
+    arrived_ns: int
+    within: float
+    offers: list[str] = field(default_factory=list)
+    stray: bool = False
+    boot: str = BOOT_ID
+    failed: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def age(self) -> float:
+        """Seconds since it arrived."""
+        return (boot_clock_ns() - self.arrived_ns) / 1e9
+
+    def encode(self) -> bytes:
+        """As it stands in the hash."""
+        told = {"device": self.device, "command": self.command, "arrived_ns": self.arrived_ns, "within": self.within}
+        return orjson.dumps({**told, "offers": self.offers, "stray": self.stray, "boot": self.boot})
+
+    @classmethod
+    def decode(cls, message_id: str, raw: bytes) -> Asked:
+        """From the hash. Of another boot its age is not known: it starts anew."""
+        asked = cls(message_id=message_id, **orjson.loads(raw))
+        if asked.boot != BOOT_ID:
+            asked.boot, asked.arrived_ns = BOOT_ID, boot_clock_ns()
+        return asked
+
+
+class Waiting:
+    """``await run()`` until it is cancelled. ``bus``: the client that offers the commands."""
+
+    def __init__(self, bus: Bus, *, respond: Respond) -> None:
+        self._bus = bus
+        self._respond = respond
+        self._asked: dict[str, Asked] = {}
+        self._by_offer: dict[str, Asked] = {}
+        self._failures: asyncio.Queue[tuple[float, Asked]] = asyncio.Queue()
+        self.answered_for = 0
+        self.took_ms: float | None = None
+        """From the arrival of a command to its response, the last time."""
+
+    def __len__(self) -> int:
+        return len(self._asked)
+
+    async def load(self) -> None:
+        """Go on with what an earlier process left. Raises BusError."""
+        for raw_id, raw in hash_items(await self._bus.ask("HGETALL", waiting_key(self._bus.keys))):
+            try:
+                self._take(Asked.decode(raw_id.decode(), raw))
+            except (ValueError, TypeError) as error:
+                log.warning("what is known of command %r cannot be read and is forgotten: %s", raw_id, error)
+                await self._bus.ask("HDEL", waiting_key(self._bus.keys), raw_id)
+
+    async def add(self, asked: Asked) -> None:
+        """Somebody waits for a response. Before it is offered. Raises BusError."""
+        if len(self._asked) >= MOST:
+            oldest = next(iter(self._asked))
+            log.warning("more than %d commands wait for a response; %s is not watched any more", MOST, oldest)
+            await self.answered(oldest)
+        self._take(asked)
+        await self._bus.ask("HSET", waiting_key(self._bus.keys), asked.message_id, asked.encode())
+
+    async def answered(self, message_id: str) -> None:
+        """A response is on its way. Raises BusError."""
+        asked = self._asked.pop(message_id, None)
+        if asked is None:
+            return
+        for offer in asked.offers:
+            self._by_offer.pop(offer, None)
+        self.took_ms = round(asked.age * 1e3, 3)
+        await self._bus.ask("HDEL", waiting_key(self._bus.keys), message_id)
+
+    def on_reply(self, reply: Record) -> None:
+        """A final reply to an offer: only failures matter."""
+        asked = self._by_offer.get(reply.reply_to or "")
+        if asked is None or reply.kind not in (ReplyKind.ERROR, ReplyKind.CANCELLED):
+            return
+        asked.failed[str(reply.reply_to)] = reply.data if isinstance(reply.data, dict) else {}
+        if len(asked.failed) == len(asked.offers):
+            self._failures.put_nowait((time.monotonic() + _GRACE_S, asked))
+
+    async def run(self) -> None:
+        """Answer for petals that do not."""
+        await self._catch_up()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._answer_failures(), name="mqtt.failures")
+            tasks.create_task(self._watch(), name="mqtt.waiting")
+
+    async def _catch_up(self) -> None:
+        """Failures that were told while this process was not there to hear of them. Raises BusError."""
+        for asked in list(self._asked.values()):
+            for offer in asked.offers:
+                reply = await self._bus.reply(offer)
+                if reply is not None:
+                    self.on_reply(reply)
+
+    def _take(self, asked: Asked) -> None:
+        self._asked[asked.message_id] = asked
+        self._by_offer.update(dict.fromkeys(asked.offers, asked))
+
+    async def _answer_failures(self) -> None:
+        while True:
+            due, asked = await self._failures.get()
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            told = next(iter(asked.failed.values()), {})
+            text = str(told.get("error") or told.get("message") or "the petal failed")
+            await self._give_up(asked, refusal(text, str(told.get("error_code") or "HANDLER_ERROR")))
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            for asked in list(self._asked.values()):
+                if asked.age > (_SILENT_S if asked.stray else asked.within):
+                    try:
+                        await self._look(asked)
+                    except BusError as error:
+                        log.warning("nobody can tell now how far command %s is: %s", asked.message_id, error)
+                        break
+
+    async def _look(self, asked: Asked) -> None:
+        """It is overdue: has it begun anywhere, can it still?"""
+        states = [await self._bus.status(offer) for offer in asked.offers]
+        if any(state is Status.PROCESSING for state in states):
+            return
+        if any(state in _NOT_BEGUN for state in states):
+            if asked.age <= asked.within:
+                return
+            text = f"no petal has begun command {asked.command} within {asked.within:g} s; it will not be run"
+            await self._give_up(asked, refusal(text, "DEADLINE_EXPIRED"))
+        elif Status.COMPLETED in states and not asked.stray:
+            await self.answered(asked.message_id)  # it was carried out; its petal has nothing to say, or says it later
+        elif Status.COMPLETED in states or not states:
+            await self._give_up(asked, unknown_command(asked.command, ()))
+        else:
+            text = f"command {asked.command} ended as {', '.join(sorted({state.value for state in states}))}"
+            await self._give_up(asked, refusal(text, "HANDLER_ERROR"))
+
+    async def _give_up(self, asked: Asked, data: dict[str, Any]) -> None:
+        if asked.message_id not in self._asked:
+            return  # a response came after all
+        try:
+            await self._respond(asked.device, asked.message_id, data)
+            self.answered_for += 1
+            await self.answered(asked.message_id)
+        except BusError as error:
+            log.warning("command %s is not answered yet: %s", asked.message_id, error)
+
+
+def unknown_command(command: str, available: Sequence[str]) -> dict[str, Any]:
+    """The answer to a command that nobody knows."""
+    return refusal(f"Unknown command: {command}", "UNKNOWN_COMMAND", available_commands=sorted(available))

@@ -1,0 +1,85 @@
+"""Records whose handler is still to come wait; and records of a topic that are published once by their id."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from petalbus.daemon.bus.client import Bus
+from petalbus.daemon.bus.errors import IdConflict
+from petalbus.schemas.record import Record
+
+from support.servers import RealServer
+
+
+async def test_a_held_type_waits_for_its_handler(server: RealServer, bus_name: str) -> None:
+    """I1, I8: what comes before its handler is no dead letter, and holds up no other type."""
+    async with Bus(server.url, app="worker", bus=bus_name) as worker, Bus(server.url, app="boss", bus=bus_name) as boss:
+        done: list[Any] = []
+
+        @worker.on("other")
+        async def other(record: Record) -> str:
+            return "other"
+
+        assert worker.hold("late")
+        assert not worker.hold("other")
+        await worker.listen()
+        for number in range(3):
+            await boss.send("worker", "late", {"number": number})
+        assert (await boss.request("worker", "other", {})).data == "other"
+        all_there = asyncio.Event()
+
+        @worker.on("late")
+        async def late(record: Record) -> None:
+            done.append(record.data["number"])
+            if len(done) == 3:
+                all_there.set()
+
+        async with asyncio.timeout(5):
+            await all_there.wait()
+        assert done == [0, 1, 2]
+        with pytest.raises(ValueError, match="has a handler already"):
+            worker.on("late")(late)
+
+
+async def test_the_deadline_of_a_held_record_counts(server: RealServer, bus_name: str) -> None:
+    """A held record whose deadline passes is never run, and its sender is told."""
+    async with Bus(server.url, app="worker", bus=bus_name) as worker, Bus(server.url, app="boss", bus=bus_name) as boss:
+        worker.hold("late")
+        await worker.listen()
+        await boss.send("worker", "late", {}, id="one", deadline=0.05)
+        await asyncio.sleep(0.1)
+        ran: list[str] = []
+
+        @worker.on("late")
+        async def late(record: Record) -> None:
+            ran.append(record.id)
+
+        async with asyncio.timeout(5):
+            while (await boss.status("one")).name != "TIMEOUT":
+                await asyncio.sleep(0.01)
+        assert not ran
+
+
+async def test_a_topic_keeps_an_id_once(server: RealServer, bus_name: str) -> None:
+    """I2: the second one is told as a duplicate, also by another client of the same app; another app may not."""
+    async with (
+        Bus(server.url, app="one", bus=bus_name) as one,
+        Bus(server.url, app="two", bus=bus_name) as two,
+        one.subscribe("events", start="oldest") as events,
+    ):
+        first = await one.publish("events", "event", {"n": 1}, id="e1")
+        second = await one.publish("events", "event", {"n": 2}, id="e1")
+        assert (first.duplicate, second.duplicate) == (False, True)
+        assert second.stream_id == first.stream_id
+        with pytest.raises(IdConflict, match="e1"):
+            await two.publish("events", "event", {"n": 3}, id="e1")
+        await one.publish("events", "event", {"n": 4}, id="e2")
+        seen = []
+        async for record in events:
+            seen.append((record.id, record.data["n"]))
+            if record.id == "e2":
+                break
+        assert seen == [("e1", 1), ("e2", 4)]
