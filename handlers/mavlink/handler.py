@@ -1,7 +1,7 @@
 """The MAVLink handler of the daemon: frames become records, command records become commands to the vehicle.
 
 link -> every frame -> topic mavlink.rx
-app "vehicle": command, emergency_command -> Vehicle.run -> COMMAND_LONG -> acknowledgement -> reply
+app "vehicle": command, emergency_command -> fleet.py -> Vehicle.run -> COMMAND_LONG -> acknowledgement -> reply
 app "vehicle": mavlink.* -> requests.py; is a vehicle there -> status.py -> topic vehicle.state
 """
 
@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from petalbus.daemon.bus.errors import BusError, HandlerError
 from petalbus.handlers.mavlink.errors import MavlinkError, NotConnected, OrderNotAllowed, OrderOvertaken
+from petalbus.handlers.mavlink.fleet import Fleet, Unit
 from petalbus.handlers.mavlink.flight.commands import ACCEPTED
 from petalbus.handlers.mavlink.flight.orders import Order, Verb, comes_down, order_from_command, order_from_emergency
 from petalbus.handlers.mavlink.flight.procedures import Step
-from petalbus.handlers.mavlink.flight.vehicle import Vehicle
 from petalbus.handlers.mavlink.ingest import Ingest
 from petalbus.handlers.mavlink.options import MavlinkOptions
 from petalbus.handlers.mavlink.requests.files import FileRequests
@@ -40,6 +40,7 @@ from petalbus.schemas.stamps import boot_clock_ns
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
     from petalbus.daemon.bus.handlers import Context
+    from petalbus.handlers.mavlink.flight.vehicle import Vehicle
     from petalbus.schemas.record import Record
 
 log = logging.getLogger(__name__)
@@ -71,14 +72,6 @@ class MavlinkHandler:
             signing=options.signing,
             **ours,
         )
-        self.vehicle = Vehicle(
-            lambda message, system: self.link.send(message, system=system),
-            dialect=self.link.dialect,
-            system=options.source_system,
-            component=options.source_component,
-            target_system=options.target_system,
-            times=options.times,
-        )
         self.ingest = Ingest(bus, self.link.dialect, app=APP, rates=options.rates)
         self.calls = Calls(
             lambda message, system: self.link.send(message, system=system),
@@ -86,10 +79,11 @@ class MavlinkHandler:
             dialect=self.link.dialect,
             **ours,
         )
-        self.files = FileRequests(self.calls, self.vehicle, Transfers(options.transfers))
-        self.missions = MissionRequests(self.calls, self.vehicle)
-        self.looking = Looking(self.ingest.latest, self.statistics)
-        self.requests = Requests(self.link, self.vehicle, self.files.ftp, ready=self._await_vehicle)
+        self.fleet = Fleet(self.link, self.calls, target_system=options.target_system, times=options.times)
+        self.files = FileRequests(self.fleet, Transfers(options.transfers), ready=self._await_vehicle)
+        self.missions = MissionRequests(self.fleet, ready=self._await_vehicle)
+        self.looking = Looking(self.ingest.latest, self.fleet, self.statistics)
+        self.requests = Requests(self.link, self.fleet, ready=self._await_vehicle)
         self._bus = bus
         self.failures = 0
         """Times that somebody could not look at frames."""
@@ -97,11 +91,16 @@ class MavlinkHandler:
         self._opened = 0.0
         self._stopping = False
 
+    @property
+    def vehicle(self) -> Vehicle:
+        """The primary vehicle: the one that is meant where nobody is named."""
+        return self.fleet.primary.vehicle
+
     async def __aenter__(self) -> Self:
         # its handlers wait for the vehicle, they do not compute: a few long ones must not keep a command waiting
         self._bus.options = replace(self._bus.options, workers=max(WORKERS, self._bus.options.workers))
         self._state = StatePublisher(
-            self._bus, self.vehicle, constant={"dialect": self.link.dialect.name, "own": [*self.calls.own]}
+            self._bus, self.fleet, constant={"dialect": self.link.dialect.name, "own": [*self.calls.own]}
         )
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.link)
@@ -116,7 +115,7 @@ class MavlinkHandler:
             self._stack = stack.pop_all()
         self._opened = time.monotonic()
         for kind, handle in (("command", self._on_command), ("emergency_command", self._on_emergency)):
-            self._bus.on(kind, redelivery="report", concurrency=None, overtakes=comes_down)(handle)
+            self._bus.on(kind, redelivery="report", concurrency=None, overtakes=self._overtakes)(handle)
         self.requests.register(self._bus)
         self.looking.register(self._bus)
         self.files.register(self._bus)
@@ -140,14 +139,17 @@ class MavlinkHandler:
 
     def _on_frames(self, frames: Sequence[Frame], mono_ns: int) -> None:
         self.ingest.on_frames(frames, mono_ns)  # first: what is wrong with one of the others costs no record
-        params = self.requests.params
-        for look in (self.vehicle.on_frames, params.on_frames, self.calls.on_frames, self.missions.on_frames):
+        for look in (self.fleet.on_frames, self.fleet.on_param_frames, self.calls.on_frames):
             try:
                 look(frames)
             except Exception:
                 self.failures += 1
                 if self.failures == 1 or self.failures % 1000 == 0:
                     log.exception("frames could not be looked at, %d times so far", self.failures)
+
+    def _overtakes(self, record: Record) -> bool | str:
+        """Orders to come down wait for nobody, others for those to the same vehicle; see ``Bus.on``."""
+        return comes_down(record) or self.requests.lane(record)
 
     async def _on_command(self, record: Record, context: Context) -> dict[str, Any]:
         """Handle ``command``; orders.py has what there is."""
@@ -156,7 +158,7 @@ class MavlinkHandler:
             if order.verb is Verb.MOTOR_TEST and record.source not in self.options.operators:
                 raise OrderNotAllowed(f"motor_test is for operators (mavlink_operators), and {record.source} is none")
         except MavlinkError as error:
-            raise _as_reply(error, record.data) from error
+            raise _as_reply(error, record.data, {}) from error
         return await self._carry_out(order, record, context)
 
     async def _on_emergency(self, record: Record, context: Context) -> dict[str, Any]:
@@ -164,36 +166,43 @@ class MavlinkHandler:
         try:
             order = order_from_emergency(record.data)
         except MavlinkError as error:
-            raise _as_reply(error, record.data) from error
+            raise _as_reply(error, record.data, {}) from error
         return await self._carry_out(order, record, context)
 
     async def _carry_out(self, order: Order, record: Record, context: Context) -> dict[str, Any]:
+        unit: Unit | None = None
         try:
-            await self._await_vehicle(record)
-            async with aclosing(self.vehicle.run(order, check=lambda: self._may_leave(order, record))) as steps:
-                async for step in steps:
-                    told = self._told(order, step)
-                    if step.last:
-                        return told
-                    if step.ack.final:  # a stage is over, and the next one is still to leave
-                        await _tell(context, told, order, record)
-                    else:
-                        await progress(context, told)
+            await self._await_vehicle(record, order.system)
+            unit = self.fleet.unit(order.system, irreversible=order.urgent)
+            with self.fleet.using(unit):
+                return await self._run(order, unit, record, context)
         except MavlinkError as error:
-            raise _as_reply(error, record.data) from error
+            about = {"system": order.system if unit is None else unit.system, **self.fleet.about(error)}
+            raise _as_reply(error, record.data, about) from error
+
+    async def _run(self, order: Order, unit: Unit, record: Record, context: Context) -> dict[str, Any]:
+        async with aclosing(unit.vehicle.run(order, check=lambda: self._may_leave(order, record))) as steps:
+            async for step in steps:
+                told = {**self._told(order, step), "system": unit.system}
+                if step.last:
+                    return told
+                if step.ack.final:  # a stage is over, and the next one is still to leave
+                    await _tell(context, told, order, record)
+                else:
+                    await progress(context, told)
         raise AssertionError(f"{order.verb} ended without a last step")
 
     def _may_leave(self, order: Order, record: Record) -> None:
         if not order.urgent and record.expired(boot_clock_ns()):
             raise OrderOvertaken(f"{order.verb} was given up: its deadline has passed")
 
-    async def _await_vehicle(self, record: Record) -> None:
+    async def _await_vehicle(self, record: Record, system: int | None) -> None:
         """Right after the start the first heartbeat is still to come: what waited in the inbox waits for it too."""
         if self._stopping:
             raise NotConnected("the MAVLink handler is stopping; nothing was sent")
         grace = self._opened + _FIRST_HEARTBEAT_S - time.monotonic()
-        if self.vehicle.state is None and grace > 0:
-            await self.vehicle.wait_connected(grace)
+        if grace > 0 and not self.fleet.was_heard(system):
+            await self.fleet.wait_heard(system, grace)
             if record.expired(boot_clock_ns()):
                 raise NotConnected("the deadline passed before a vehicle was heard; nothing was sent")
 
@@ -219,17 +228,14 @@ class MavlinkHandler:
         return told
 
     def statistics(self) -> dict[str, Any]:
-        """The link's counters, the vehicle's state, and how many frames are stored, waiting and lost."""
+        """The link's counters, the vehicles' states, and how many frames are stored, waiting and lost."""
         return {
             "link": self.link.statistics(),
-            "vehicle": self.vehicle.describe(),
-            "mission": self.missions.client.progress.describe(),
+            **self.fleet.statistics(),
             "published": self.ingest.published,
             "waiting": self.ingest.waiting,
             "lost": self.ingest.lost,
             "left_out": self.ingest.left_out,
-            "commands_sent": self.vehicle.client.sent,
-            "stray_acks": self.vehicle.client.stray_acks,
             "forwarded": self.requests.forwarded,
             "unsent": self.requests.unsent,
         }
@@ -251,9 +257,9 @@ async def _tell(context: Context, told: dict[str, Any], order: Order, record: Re
         raise OrderOvertaken(f"{order.verb} was given up after {told['stage']}: its deadline has passed")
 
 
-def _as_reply(error: MavlinkError, data: Any) -> HandlerError:
+def _as_reply(error: MavlinkError, data: Any, about: dict[str, Any]) -> HandlerError:
     """The error as the bus replies it; the sender's own ``command_id`` comes back with it."""
-    detail = error.detail
+    detail = about | error.detail
     if isinstance(data, dict):
         detail |= {name: data[name] for name in ("command", "action", "command_id") if name in data}
     return HandlerError(str(error), error_code=error.code, data=detail)

@@ -1,13 +1,14 @@
-"""Tells everybody whether a vehicle is there: topic ``vehicle.state``, a record at each change and one now and then.
+"""Tells everybody which vehicles are there: topic ``vehicle.state``, a record at each change and one now and then.
 
-Who wants to know only that need not read the vehicle's frames for it.
+Who wants to know only that need not read the vehicles' frames for it. A record is about one vehicle. After records
+about others always comes one about the primary vehicle: who looks only at the newest one sees that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +17,7 @@ from petalbus.handlers.mavlink.params.client import encoding_of
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
-    from petalbus.handlers.mavlink.flight.vehicle import Vehicle
+    from petalbus.handlers.mavlink.fleet import Fleet, Unit
 
 log = logging.getLogger(__name__)
 
@@ -27,51 +28,72 @@ ALIVE_EVERY_S: Final = 3.0
 
 _AT_MOST_EVERY_S: Final = 0.2
 _LOOK_EVERY_S: Final = 1.0
+_REST_S: Final = 0.05
+"""Between two looks: each position wakes us, and a vehicle may send hundreds a second."""
 
 
 class StatePublisher:
-    """Publishes the state of a vehicle. ``constant`` is told in each record beside it."""
+    """Publishes the states of the vehicles. ``constant`` is told in each record beside them."""
 
     def __init__(
-        self, bus: Bus, vehicle: Vehicle, *, constant: dict[str, Any], clock: Callable[[], float] | None = None
+        self, bus: Bus, fleet: Fleet, *, constant: dict[str, Any], clock: Callable[[], float] | None = None
     ) -> None:
         self._bus = bus
-        self._vehicle = vehicle
+        self._fleet = fleet
         self._constant = constant
         self._clock = clock or asyncio.get_running_loop().time
-        self._told: dict[str, Any] | None = None
-        self._told_at = self._tried_at = float("-inf")
+        self._told: dict[Unit, tuple[dict[str, Any], float]] = {}
+        self._tried_at = float("-inf")
 
     async def run(self) -> None:
-        """Publish for ever. A bus that is away is told the state when it is back."""
+        """Publish for ever. A bus that is away is told the states when it is back."""
         while True:
-            await self._tell_if_due()
-            if self._now()[0] == self._told:
-                await self._vehicle.changed(_LOOK_EVERY_S if self._vehicle.connected else ALIVE_EVERY_S)
-            await asyncio.sleep(max(0.0, self._tried_at + _AT_MOST_EVERY_S - self._clock()))
+            due = self._due()
+            if due:
+                self._tried_at = self._clock()
+                await self._tell(due)
+            else:
+                await self._fleet.changed(_LOOK_EVERY_S if self._fleet.heard else ALIVE_EVERY_S)
+            await asyncio.sleep(max(_REST_S, self._tried_at + _AT_MOST_EVERY_S - self._clock()))
 
     async def say_gone(self) -> None:
         """The link is closed."""
-        if self._told is not None and self._told["connected"]:
-            with suppress(TimeoutError):  # a bus that is away must not hold up the end
-                async with asyncio.timeout(_LOOK_EVERY_S):
-                    await self._publish({**self._told, "connected": False, "heard_s": None})
+        with suppress(TimeoutError):  # a bus that is away must not hold up the end
+            async with asyncio.timeout(_LOOK_EVERY_S):
+                for unit in reversed(self._fleet.units):
+                    told, _ = self._told.get(unit, ({"connected": False}, 0.0))
+                    if told["connected"]:
+                        await self._publish({**told, "connected": False, "heard_s": None})
 
-    def _now(self) -> tuple[dict[str, Any], float | None]:
+    def _now(self, unit: Unit) -> tuple[dict[str, Any], float | None]:
         """The state, and the age of the last heartbeat, which changes all the time."""
-        state = self._vehicle.describe()
-        known = self._vehicle.state
+        state = unit.vehicle.describe()
+        known = unit.vehicle.state
         state["encoding"] = None if known is None else encoding_of(known)
+        state["primary"] = unit is self._fleet.primary
         return state, state.pop("heard_s", None)
 
-    async def _tell_if_due(self) -> None:
-        state, heard = self._now()
-        alive = state["connected"] and self._clock() - self._told_at >= ALIVE_EVERY_S
-        if state == self._told and not alive:
-            return
-        self._tried_at = self._clock()
-        if await self._publish({**state, "heard_s": heard}):
-            self._told, self._told_at = state, self._clock()
+    def _due(self) -> list[Unit]:
+        """The vehicles of which something is to be told, the primary one last."""
+        units = self._fleet.units
+        for forgotten in self._told.keys() - set(units):
+            del self._told[forgotten]
+        due = [unit for unit in reversed(units) if self._is_due(unit)]
+        if due and due[-1] is not self._fleet.primary:
+            due.append(self._fleet.primary)
+        return due
+
+    def _is_due(self, unit: Unit) -> bool:
+        state, _ = self._now(unit)
+        told, at = self._told.get(unit, (None, 0.0))
+        return state != told or (state["connected"] and self._clock() - at >= ALIVE_EVERY_S)
+
+    async def _tell(self, units: Sequence[Unit]) -> None:
+        for unit in units:
+            state, heard = self._now(unit)
+            if not await self._publish({**state, "heard_s": heard}):
+                return
+            self._told[unit] = state, self._clock()
 
     async def _publish(self, state: dict[str, Any]) -> bool:
         try:

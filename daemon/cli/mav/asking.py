@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
 
 from petalbus.daemon.cli.common import client
 from petalbus.daemon.cli.exits import Refused
@@ -20,15 +22,27 @@ _MARGIN_S: Final = 5.0
 """Beyond the time that the operation itself may take."""
 
 
+System = Annotated[
+    int | None,
+    typer.Option("--system", metavar="N", min=1, max=255, help="Which vehicle, by its system id.", show_default=False),
+]
+
+
 async def ask(
     data: Path | None,
     kind: str,
-    payload: Any,
+    payload: dict[str, Any],
     *,
+    system: int | None = None,
     timeout: float = 5.0,
     on_progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Send a request of type ``kind`` to the vehicle; its result. Raises Refused with the vehicle's reason."""
+    """Send a request of type ``kind`` to the vehicle (``system``: its id); its result.
+
+    Raises Refused with the vehicle's reason.
+    """
+    if system is not None:
+        payload = {**payload, "system": system}
     async with client(data) as bus:
         return await ask_over(bus, kind, payload, timeout=timeout, on_progress=on_progress)
 

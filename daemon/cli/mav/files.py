@@ -11,7 +11,7 @@ import typer
 
 from petalbus.daemon.cli.common import Data, Json, client, run, say, say_json, table
 from petalbus.daemon.cli.exits import BadUsage, Refused
-from petalbus.daemon.cli.mav.asking import Bar, ask
+from petalbus.daemon.cli.mav.asking import Bar, System, ask
 
 ftp = typer.Typer(no_args_is_help=True, help="Files on the vehicle, by MAVLink FTP.")
 log = typer.Typer(no_args_is_help=True, help="Flight logs on the vehicle.")
@@ -27,9 +27,9 @@ Local = Annotated[
 
 
 @ftp.command("ls")
-def ls(path: Remote = "/", data: Data = None, json: Json = False) -> None:
+def ls(path: Remote = "/", system: System = None, data: Data = None, json: Json = False) -> None:
     """List a folder."""
-    entries = run(ask(data, "mavlink.ftp.list", {"path": path}, timeout=_SECONDS))["entries"]
+    entries = run(ask(data, "mavlink.ftp.list", {"path": path}, timeout=_SECONDS, system=system))["entries"]
     if json:
         for name, size in entries:
             say_json({"name": name, "size": size})
@@ -39,15 +39,17 @@ def ls(path: Remote = "/", data: Data = None, json: Json = False) -> None:
 
 
 @ftp.command("get")
-def get(path: Remote, file: Local = None, data: Data = None) -> None:
+def get(path: Remote, file: Local = None, system: System = None, data: Data = None) -> None:
     """Fetch a file. A transfer that broke off goes on where it was."""
     with Bar(path, unit="B") as show:
-        told = run(ask(data, "mavlink.ftp.get", {"path": path}, timeout=_TRANSFER_S, on_progress=show))
+        told = run(ask(data, "mavlink.ftp.get", {"path": path}, timeout=_TRANSFER_S, on_progress=show, system=system))
     _bring(told["file"], file, path.rpartition("/")[2])
 
 
 @ftp.command("put")
-def put(file: Annotated[Path, typer.Argument(metavar="FILE")], path: Remote, data: Data = None) -> None:
+def put(
+    file: Annotated[Path, typer.Argument(metavar="FILE")], path: Remote, system: System = None, data: Data = None
+) -> None:
     """Send a file to the vehicle, in place of one that is there."""
     from petalbus.daemon.paths import DataPaths
     from petalbus.schemas.stamps import new_id
@@ -62,47 +64,47 @@ def put(file: Annotated[Path, typer.Argument(metavar="FILE")], path: Remote, dat
     try:
         with Bar(path, unit="B") as show:
             wanted = {"path": path, "file": copy.name}
-            run(ask(data, "mavlink.ftp.put", wanted, timeout=_TRANSFER_S, on_progress=show))
+            run(ask(data, "mavlink.ftp.put", wanted, timeout=_TRANSFER_S, on_progress=show, system=system))
     finally:
         copy.unlink(missing_ok=True)
     say(f"{file} is {path} on the vehicle")
 
 
 @ftp.command("rm")
-def rm(path: Remote, data: Data = None) -> None:
+def rm(path: Remote, system: System = None, data: Data = None) -> None:
     """Remove a file."""
-    run(ask(data, "mavlink.ftp.remove", {"path": path}, timeout=_SECONDS))
+    run(ask(data, "mavlink.ftp.remove", {"path": path}, timeout=_SECONDS, system=system))
 
 
 @ftp.command("mkdir")
-def mkdir(path: Remote, data: Data = None) -> None:
+def mkdir(path: Remote, system: System = None, data: Data = None) -> None:
     """Make a folder."""
-    run(ask(data, "mavlink.ftp.mkdir", {"path": path}, timeout=_SECONDS))
+    run(ask(data, "mavlink.ftp.mkdir", {"path": path}, timeout=_SECONDS, system=system))
 
 
 @ftp.command("rmdir")
-def rmdir(path: Remote, data: Data = None) -> None:
+def rmdir(path: Remote, system: System = None, data: Data = None) -> None:
     """Remove an empty folder."""
-    run(ask(data, "mavlink.ftp.rmdir", {"path": path}, timeout=_SECONDS))
+    run(ask(data, "mavlink.ftp.rmdir", {"path": path}, timeout=_SECONDS, system=system))
 
 
 @ftp.command("mv")
-def mv(old: Remote, new: Remote, data: Data = None) -> None:
+def mv(old: Remote, new: Remote, system: System = None, data: Data = None) -> None:
     """Rename a file or folder."""
-    run(ask(data, "mavlink.ftp.rename", {"old": old, "new": new}, timeout=_SECONDS))
+    run(ask(data, "mavlink.ftp.rename", {"old": old, "new": new}, timeout=_SECONDS, system=system))
 
 
 @ftp.command("crc")
-def crc(path: Remote, data: Data = None, json: Json = False) -> None:
+def crc(path: Remote, system: System = None, data: Data = None, json: Json = False) -> None:
     """Show a file's CRC-32, as the vehicle computes it."""
-    told = run(ask(data, "mavlink.ftp.crc", {"path": path}, timeout=60.0))
+    told = run(ask(data, "mavlink.ftp.crc", {"path": path}, timeout=60.0, system=system))
     say_json(told) if json else say(f"{told['crc32']:08x}")
 
 
 @log.command("list")
-def list_logs(data: Data = None, json: Json = False) -> None:
+def list_logs(system: System = None, data: Data = None, json: Json = False) -> None:
     """List the flight logs."""
-    logs = run(ask(data, "mavlink.log.list", {}, timeout=30.0))["logs"]
+    logs = run(ask(data, "mavlink.log.list", {}, timeout=30.0, system=system))["logs"]
     if json:
         for one in logs:
             say_json(one)
@@ -116,31 +118,37 @@ def list_logs(data: Data = None, json: Json = False) -> None:
 def get_log(
     number: Annotated[int, typer.Argument(metavar="ID", help="as `log list` shows it")],
     file: Local = None,
+    system: System = None,
     data: Data = None,
 ) -> None:
     """Fetch a flight log by the log messages. (By FTP it is quicker where the vehicle has it.)"""
     with Bar(f"log {number}", unit="B") as show:
-        told = run(ask(data, "mavlink.log.get", {"id": number}, timeout=_TRANSFER_S, on_progress=show))
+        told = run(ask(data, "mavlink.log.get", {"id": number}, timeout=_TRANSFER_S, on_progress=show, system=system))
     _bring(told["file"], file, f"log-{number}")
 
 
 @log.command("erase")
-def erase(yes: Annotated[bool, typer.Option("--yes", help="Yes, all of them.")] = False, data: Data = None) -> None:
+def erase(
+    yes: Annotated[bool, typer.Option("--yes", help="Yes, all of them.")] = False,
+    system: System = None,
+    data: Data = None,
+) -> None:
     """Erase all flight logs on the vehicle."""
     if not yes:
         raise BadUsage("this erases all logs on the vehicle; say --yes")
-    left = run(ask(data, "mavlink.log.erase", {}, timeout=60.0))["left"]
+    left = run(ask(data, "mavlink.log.erase", {}, timeout=60.0, system=system))["left"]
     say("all logs are erased" if not left else f"{len(left)} logs are still there")
 
 
 def shell(
     command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="such as: ver all")],
     timeout: Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0.1, max=600)] = 10.0,
+    system: System = None,
     data: Data = None,
 ) -> None:
     """Run a line in PX4's shell, and print what it prints."""
     wanted = {"command": " ".join(command), "timeout": timeout}
-    told = run(ask(data, "mavlink.shell", wanted, timeout=timeout))
+    told = run(ask(data, "mavlink.shell", wanted, timeout=timeout, system=system))
     say(told["output"].rstrip("\n"))
     if not told["complete"]:
         raise Refused("the output may have holes: the shell's prompt did not come back", code="shell_incomplete")

@@ -10,7 +10,7 @@ import typer
 
 from petalbus.daemon.cli.common import Data, Json, run, say, say_json, table
 from petalbus.daemon.cli.exits import BadUsage, Refused
-from petalbus.daemon.cli.mav.asking import Bar, ask
+from petalbus.daemon.cli.mav.asking import Bar, System, ask
 
 if TYPE_CHECKING:
     from petalbus.handlers.mavlink.missions.files import Plan
@@ -27,6 +27,7 @@ Kind = Annotated[str, typer.Option("--kind", metavar="KIND", help="mission, fenc
 @app.command("upload")
 def upload(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="a .plan, or a text of waypoints (QGC WPL 110)")],
+    system: System = None,
     data: Data = None,
 ) -> None:
     """Send what a file holds to the vehicle, in place of what is there."""
@@ -36,7 +37,9 @@ def upload(
         if items:
             wanted = {"kind": kind, "items": [one.to_json() for one in items], "home_is_first": home_is_first}
             with Bar(kind) as show:
-                done = run(ask(data, "mavlink.mission.upload", wanted, timeout=_SECONDS, on_progress=show))
+                done = run(
+                    ask(data, "mavlink.mission.upload", wanted, system=system, timeout=_SECONDS, on_progress=show)
+                )
             say(f"{kind}: {done['items']} items are on the vehicle")
             for line in done["changed"]:
                 say(f"  changed by the vehicle: {line}")
@@ -45,16 +48,18 @@ def upload(
 @app.command("download")
 def download(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="a .plan for all kinds, else waypoints as text")],
+    system: System = None,
     data: Data = None,
 ) -> None:
     """Write what the vehicle has into a file."""
     from petalbus.handlers.mavlink.missions.files import Plan, to_plan, to_wpl
 
     if file.suffix == ".plan":
-        plan = Plan(mission=_fetch(data, "mission"), fence=_fetch(data, "fence"), rally=_fetch(data, "rally"))
+        mission, fence, rally = (_fetch(data, system, kind) for kind in _KINDS)
+        plan = Plan(mission=mission, fence=fence, rally=rally)
         text, count = jsonlib.dumps(to_plan(plan), indent=2), sum(len(getattr(plan, kind)) for kind in _KINDS)
     else:
-        items = _fetch(data, "mission", keep_home=True)
+        items = _fetch(data, system, "mission", keep_home=True)
         text, count = to_wpl(items), len(items)
     try:
         file.write_text(text, encoding="utf-8")
@@ -64,9 +69,9 @@ def download(
 
 
 @app.command("show")
-def show(kind: Kind = "mission", data: Data = None, json: Json = False) -> None:
+def show(kind: Kind = "mission", system: System = None, data: Data = None, json: Json = False) -> None:
     """Show what the vehicle has."""
-    items = _fetch(data, kind)
+    items = _fetch(data, system, kind)
     if json:
         for one in items:
             say_json(one.to_json())
@@ -80,27 +85,31 @@ def show(kind: Kind = "mission", data: Data = None, json: Json = False) -> None:
 
 
 @app.command("clear")
-def clear(kind: Kind = "mission", data: Data = None) -> None:
+def clear(kind: Kind = "mission", system: System = None, data: Data = None) -> None:
     """Remove all items of a kind from the vehicle."""
-    run(ask(data, "mavlink.mission.clear", {"kind": _checked(kind)}, timeout=30.0))
+    run(ask(data, "mavlink.mission.clear", {"kind": _checked(kind)}, system=system, timeout=30.0))
     say(f"the vehicle has no {kind} items any more")
 
 
 @app.command("current")
 def current(
-    seq: Annotated[int, typer.Argument(metavar="SEQ", help="as the vehicle counts", min=0)], data: Data = None
+    seq: Annotated[int, typer.Argument(metavar="SEQ", help="as the vehicle counts", min=0)],
+    system: System = None,
+    data: Data = None,
 ) -> None:
     """Go on with an item."""
-    run(ask(data, "mavlink.mission.current", {"seq": seq}, timeout=30.0))
+    run(ask(data, "mavlink.mission.current", {"seq": seq}, system=system, timeout=30.0))
     say(f"item {seq} is the current one")
 
 
-def _fetch(data: Data, kind: str, *, keep_home: bool = False) -> list[MissionItem]:
+def _fetch(data: Data, system: System, kind: str, *, keep_home: bool = False) -> list[MissionItem]:
     from petalbus.handlers.mavlink.missions.items import MissionItem
 
     wanted: dict[str, Any] = {"kind": _checked(kind), "keep_home": keep_home}
     with Bar(kind) as show_progress:
-        told = run(ask(data, "mavlink.mission.download", wanted, timeout=_SECONDS, on_progress=show_progress))
+        told = run(
+            ask(data, "mavlink.mission.download", wanted, system=system, timeout=_SECONDS, on_progress=show_progress)
+        )
     return [MissionItem.from_json(one) for one in told["items"]]
 
 

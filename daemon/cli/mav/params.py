@@ -14,7 +14,7 @@ import typer
 
 from petalbus.daemon.cli.common import Data, Json, run, say, say_json, table
 from petalbus.daemon.cli.exits import BadUsage, Refused
-from petalbus.daemon.cli.mav.asking import Bar, ask
+from petalbus.daemon.cli.mav.asking import Bar, System, ask
 
 app = typer.Typer(no_args_is_help=True, help="Read, set, compare, save and load parameters.")
 
@@ -38,11 +38,12 @@ class Param(NamedTuple):
 def get(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="All when none is named.")] = None,
     timeout: Timeout = 30.0,
+    system: System = None,
     data: Data = None,
     json: Json = False,
 ) -> None:
     """Read parameters."""
-    found, refused = _read(data, names or [], timeout)
+    found, refused = _read(data, system, names or [], timeout)
     _show(found, json=json)
     _complain(refused, "read")
 
@@ -51,21 +52,22 @@ def get(
 def set_(
     settings: Annotated[list[str], typer.Argument(metavar="NAME=VALUE...", help="such as COM_DISARM_LAND=2.5")],
     timeout: Timeout = 30.0,
+    system: System = None,
     data: Data = None,
     json: Json = False,
 ) -> None:
     """Set parameters, and make sure that the vehicle has them."""
-    found, refused = _write(data, [_setting(text) for text in settings], timeout)
+    found, refused = _write(data, system, [_setting(text) for text in settings], timeout)
     _show(found, json=json)
     _complain(refused, "set")
 
 
 @app.command("save")
-def save(file: File, timeout: Timeout = 60.0, data: Data = None) -> None:
+def save(file: File, timeout: Timeout = 60.0, system: System = None, data: Data = None) -> None:
     """Write all parameters of the vehicle into a file."""
-    found, refused = _read(data, [], timeout)
+    found, refused = _read(data, system, [], timeout)
     lines = ["# parameters: system, component, name, value, type (MAV_PARAM_TYPE)"]
-    lines += [f"1\t1\t{one.name}\t{_text(one.value)}\t{one.kind}" for one in found.values()]
+    lines += [f"{system or 1}\t1\t{one.name}\t{_text(one.value)}\t{one.kind}" for one in found.values()]
     try:
         file.write_text("\n".join(lines) + "\n", encoding="ascii")
     except OSError as error:
@@ -79,14 +81,15 @@ def load(
     file: File,
     timeout: Timeout = 120.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be set.")] = False,
+    system: System = None,
     data: Data = None,
     json: Json = False,
 ) -> None:
     """Set what a file says differently from the vehicle."""
     wanted = read_file(file)
-    differing = _differing(data, wanted, timeout)
+    differing = _differing(data, system, wanted, timeout)
     if not dry_run and differing:
-        found, refused = _write(data, [one for one, _ in differing], timeout)
+        found, refused = _write(data, system, [one for one, _ in differing], timeout)
         _show(found, json=json)
         _complain(refused, "set")
     elif not json:
@@ -95,9 +98,9 @@ def load(
 
 
 @app.command("diff")
-def diff(file: File, timeout: Timeout = 60.0, data: Data = None, json: Json = False) -> None:
+def diff(file: File, timeout: Timeout = 60.0, system: System = None, data: Data = None, json: Json = False) -> None:
     """Compare a file with the vehicle. The exit code is 1 when something differs."""
-    differing = _differing(data, read_file(file), timeout)
+    differing = _differing(data, system, read_file(file), timeout)
     if json:
         for wanted, now in differing:
             say_json({"name": wanted.name, "file": wanted.value, "vehicle": None if now is None else now.value})
@@ -127,26 +130,29 @@ def read_file(file: Path) -> list[Param]:
     return found
 
 
-def _read(data: Data, names: list[str], timeout: float) -> tuple[dict[str, Param], Mapping[str, Any]]:
+def _read(data: Data, system: System, names: list[str], timeout: float) -> tuple[dict[str, Param], Mapping[str, Any]]:
     with Bar("parameters") as show:
         if names:
-            payload = {"names": names, "timeout": timeout, **_BULK}
-            answer = run(ask(data, "mavlink.param.get", payload, timeout=timeout, on_progress=show))
+            payload: dict[str, Any] = {"names": names, "timeout": timeout, **_BULK}
+            kind = "mavlink.param.get"
         else:
-            answer = run(ask(data, "mavlink.param.list", {"timeout": timeout}, timeout=timeout, on_progress=show))
+            payload, kind = {"timeout": timeout}, "mavlink.param.list"
+        answer = run(ask(data, kind, payload, system=system, timeout=timeout, on_progress=show))
     return _decoded(answer), answer["refused"]
 
 
-def _write(data: Data, params: list[Param], timeout: float) -> tuple[dict[str, Param], Mapping[str, Any]]:
+def _write(
+    data: Data, system: System, params: list[Param], timeout: float
+) -> tuple[dict[str, Param], Mapping[str, Any]]:
     wanted = [{"name": one.name, "value": one.value, "type": one.kind} for one in params]
     with Bar("setting") as show:
         payload = {"params": wanted, "timeout": timeout, **_BULK}
-        answer = run(ask(data, "mavlink.param.set", payload, timeout=timeout, on_progress=show))
+        answer = run(ask(data, "mavlink.param.set", payload, system=system, timeout=timeout, on_progress=show))
     return _decoded(answer), answer["refused"]
 
 
-def _differing(data: Data, wanted: list[Param], timeout: float) -> list[tuple[Param, Param | None]]:
-    there, _ = _read(data, [], timeout)
+def _differing(data: Data, system: System, wanted: list[Param], timeout: float) -> list[tuple[Param, Param | None]]:
+    there, _ = _read(data, system, [], timeout)
     return [(one, now) for one in wanted if (now := there.get(one.name)) is None or not _same(one.value, now.value)]
 
 

@@ -81,6 +81,8 @@ class Order:
     motor: int = 1
     throttle: float = 0.0
     seconds: float = 1.0
+    system: int | None = None
+    """Which vehicle, by its MAVLink system id; None: the primary one."""
 
     @property
     def urgent(self) -> bool:
@@ -89,7 +91,7 @@ class Order:
 
 
 def order_from_command(payload: Any, *, max_altitude: float = MAX_ALTITUDE_M) -> Order:
-    """Read ``{"command": ..., "parameters": {...}, "command_id": ...}``; raises OrderInvalid.
+    """Read ``{"command": ..., "parameters": {...}, "command_id": ..., "system": ...}``; raises OrderInvalid.
 
     Parameters may also stand beside ``command``, as older programs write them. An unknown parameter is refused rather
     than ignored: a misspelt "altitude" must not become a takeoff to some other height.
@@ -113,7 +115,7 @@ def order_from_command(payload: Any, *, max_altitude: float = MAX_ALTITUDE_M) ->
             values["motor"] = given.whole("motor", 1, 12)
     given.flag("immediate")
     unused = tuple(name for name in _UNUSED if name in given.parameters and name not in values)
-    return Order(verb, command_id=_command_id(data), unused=unused, **values)
+    return Order(verb, command_id=_command_id(data), unused=unused, system=_system(data), **values)
 
 
 class _Given:
@@ -175,9 +177,11 @@ class _Given:
 
 
 def order_from_emergency(payload: Any) -> Order:
-    """Read an ``emergency_command``: ``{"action": "land_immediately" | "emergency_stop"}``; raises OrderInvalid."""
+    """Read an ``emergency_command``: ``{"action": "land_immediately" | "emergency_stop", "system": ...}``; raises
+    OrderInvalid.
+    """
     data = _object(payload, "data")
-    return Order(_choice(data, "action", _ACTIONS), command_id=_command_id(data))
+    return Order(_choice(data, "action", _ACTIONS), command_id=_command_id(data), system=_system(data))
 
 
 def _object(value: Any, field: str) -> Mapping[str, Any]:
@@ -206,6 +210,13 @@ def _command_id(data: Mapping[str, Any]) -> str | int | None:
     raise OrderInvalid(
         "command_id", f"is {_shown(value)}", limit=f"a text or number of at most {_MAX_COMMAND_ID} characters"
     )
+
+
+def _system(data: Mapping[str, Any]) -> int | None:
+    value = data.get("system")
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 255):
+        return value
+    raise OrderInvalid("system", f"is {_shown(value)}", limit="a MAVLink system id: a whole number from 1 to 255")
 
 
 def _shown(value: Any) -> str:

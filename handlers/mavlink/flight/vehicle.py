@@ -1,7 +1,7 @@
 """One vehicle as seen over a link: is it there, is it armed, and the procedures that make it arm, take off and land.
 
-It knows nothing of the bus. ``on_frames`` must see every frame of the link; ``run`` carries out one order and tells
-each step as an acknowledgement.
+It knows nothing of the bus. ``on_frames`` must see every frame of the link, or ``on_frame`` those of this vehicle;
+``run`` carries out one order and tells each step as an acknowledgement.
 """
 
 from __future__ import annotations
@@ -30,17 +30,19 @@ LOST_AFTER_S: Final = 4.0
 FAINT_AFTER_S: Final = 10.0
 """Until then a vehicle on a bad link may still be asked: what it does not answer harms nobody."""
 
-_FORGET_AFTER_S: Final = 30.0
+FORGET_AFTER_S: Final = 30.0
+"""After so long without a heartbeat another vehicle may take its place."""
 
 _HEARTBEAT: Final = 0
 _GLOBAL_POSITION_INT: Final = 33
 _COMMAND_ACK: Final = 77
 _AUTOPILOT_VERSION: Final = 148
 _EXTENDED_SYS_STATE: Final = 245
-_WATCHED: Final = frozenset((_HEARTBEAT, _GLOBAL_POSITION_INT, _COMMAND_ACK, _AUTOPILOT_VERSION, _EXTENDED_SYS_STATE))
+WATCHED: Final = frozenset((_HEARTBEAT, _GLOBAL_POSITION_INT, _COMMAND_ACK, _AUTOPILOT_VERSION, _EXTENDED_SYS_STATE))
+"""The ids of the messages that ``on_frame`` looks at."""
 
-_AUTOPILOT_COMPONENT: Final = 1
-_NO_AUTOPILOT: Final = 8
+AUTOPILOT_COMPONENT: Final = 1
+NO_AUTOPILOT: Final = 8
 
 
 class Vehicle:
@@ -101,13 +103,14 @@ class Vehicle:
     def on_frames(self, frames: Sequence[Frame]) -> None:
         """Look at what came; almost all frames are none of its business and cost a set look-up."""
         for frame in frames:
-            if frame.msgid in _WATCHED:
-                self._on_watched(frame)
+            if frame.msgid in WATCHED:
+                self.on_frame(frame)
 
-    def _on_watched(self, frame: Frame) -> None:
+    def on_frame(self, frame: Frame) -> None:
+        """Look at one frame of those in ``WATCHED``."""
         if frame.msgid == _COMMAND_ACK:
             self.client.on_frame(frame)
-        elif frame.compid != _AUTOPILOT_COMPONENT:
+        elif frame.compid != AUTOPILOT_COMPONENT:
             return
         elif frame.msgid == _HEARTBEAT:
             self._on_heartbeat(frame)
@@ -123,12 +126,12 @@ class Vehicle:
 
     def _on_heartbeat(self, frame: Frame) -> None:
         fields = self.dialect.fields(frame)
-        if fields["autopilot"] == _NO_AUTOPILOT or self._target_system not in (None, frame.sysid):
+        if fields["autopilot"] == NO_AUTOPILOT or self._target_system not in (None, frame.sysid):
             return
         now = self._clock()
         state = self.state
         if state is None or state.system != frame.sysid:
-            if state is not None and now - state.heard < _FORGET_AFTER_S:
+            if state is not None and now - state.heard < FORGET_AFTER_S:
                 return  # another vehicle: commands must not change their target between two heartbeats
             log.info("vehicle %d: autopilot %d, type %d", frame.sysid, fields["autopilot"], fields["type"])
             state = self.state = VehicleState(frame.sysid, 0, 0, 0, 0, now)

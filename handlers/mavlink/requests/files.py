@@ -13,21 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import Field
 
-from petalbus.handlers.mavlink.files.ftp import FtpClient
-from petalbus.handlers.mavlink.files.logs import LogClient
-from petalbus.handlers.mavlink.files.shell import Shell
-from petalbus.handlers.mavlink.requests.replying import teller, told
+from petalbus.handlers.mavlink.requests.replying import Desk, Job, Ready
 from petalbus.handlers.mavlink.requests.transfers import Transfers
-from petalbus.handlers.mavlink.requests.wanted import Wanted, read_wanted
+from petalbus.handlers.mavlink.requests.wanted import Wanted
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
-    from petalbus.daemon.bus.handlers import Context
-    from petalbus.handlers.mavlink.flight.vehicle import Vehicle
-    from petalbus.handlers.mavlink.wire.calls import Calls
-    from petalbus.schemas.record import Record
+    from petalbus.handlers.mavlink.fleet import Fleet
 
-_AT_ONCE: Final = 2
+_AT_ONCE: Final = 4
 
 RemotePath = Annotated[str, Field(min_length=1, max_length=239)]
 
@@ -80,91 +74,96 @@ class RunCommand(Wanted):
     timeout: Annotated[float, Field(gt=0, le=600)] = 3.0
 
 
-class FileRequests:
-    """Answers them for one vehicle."""
+class FileRequests(Desk):
+    """Answers them."""
 
-    def __init__(self, calls: Calls, vehicle: Vehicle, transfers: Transfers) -> None:
-        self.ftp = FtpClient(calls, vehicle)
-        self.logs = LogClient(calls, vehicle)
-        self.shell = Shell(calls, vehicle)
+    def __init__(self, fleet: Fleet, transfers: Transfers, *, ready: Ready) -> None:
+        super().__init__(fleet, ready=ready)
         self._transfers = transfers
 
     def register(self, bus: Bus) -> None:
         """Handle the records on ``bus``."""
-        reading = {"ftp.list": self._list, "ftp.get": self._get, "ftp.crc": self._crc}
-        reading |= {"log.list": self._list_logs, "log.get": self._get_log}
-        changing = {"ftp.put": self._put, "ftp.remove": self._remove, "ftp.rename": self._rename}
-        changing |= {"ftp.mkdir": self._make_folder, "ftp.rmdir": self._remove_folder}
-        changing |= {"log.erase": self._erase_logs, "shell": self._run}
-        for name, work in reading.items():
-            bus.on(f"mavlink.{name}", concurrency=_AT_ONCE)(told(work))
-        for name, work in changing.items():
-            bus.on(f"mavlink.{name}", redelivery="report", concurrency=_AT_ONCE)(told(work))
+        reading = {
+            "ftp.list": self.answer(OnePath, _list),
+            "ftp.get": self.answer(OnePath, self._get),
+            "ftp.crc": self.answer(OnePath, _crc),
+            "log.list": self.answer(ListLogs, _list_logs),
+            "log.get": self.answer(GetLog, self._get_log),
+        }
+        changing = {
+            "ftp.put": self.answer(PutFile, self._put),
+            "ftp.remove": self.answer(OnePath, _remove),
+            "ftp.rename": self.answer(Rename, _rename),
+            "ftp.mkdir": self.answer(OnePath, _make_folder),
+            "ftp.rmdir": self.answer(OnePath, _remove_folder),
+            "log.erase": self.answer(EraseLogs, _erase_logs),
+            "shell": self.answer(RunCommand, _run),
+        }
+        for name, handle in reading.items():
+            bus.on(f"mavlink.{name}", concurrency=_AT_ONCE, overtakes=self.lane)(handle)
+        for name, handle in changing.items():
+            bus.on(f"mavlink.{name}", redelivery="report", concurrency=_AT_ONCE, overtakes=self.lane)(handle)
 
-    # -- files --------------------------------------------------------------------------------------------------------
+    async def _get(self, job: Job[OnePath]) -> dict[str, Any]:
+        path = job.wanted.path
+        place = await self._transfers.place("ftp", f"{job.unit.system} {path}")
+        await job.unit.ftp.download(path, place, tell=job.tell)
+        return {"path": path, "file": str(place)}
 
-    async def _list(self, record: Record, _context: Context) -> dict[str, Any]:
-        wanted = read_wanted(OnePath, record.data)
-        entries = await self.ftp.list_folder(wanted.path)
-        return {"path": wanted.path, "entries": [[entry.name, entry.size] for entry in entries]}
+    async def _put(self, job: Job[PutFile]) -> dict[str, Any]:
+        file = await self._transfers.given(job.wanted.file)
+        await job.unit.ftp.upload(file, job.wanted.path, tell=job.tell)
+        return {"path": job.wanted.path}
 
-    async def _get(self, record: Record, context: Context) -> dict[str, Any]:
-        wanted = read_wanted(OnePath, record.data)
-        place = await self._transfers.place("ftp", wanted.path)
-        await self.ftp.download(wanted.path, place, tell=teller(context))
-        return {"path": wanted.path, "file": str(place)}
-
-    async def _crc(self, record: Record, _context: Context) -> dict[str, Any]:
-        wanted = read_wanted(OnePath, record.data)
-        return {"path": wanted.path, "crc32": await self.ftp.crc32(wanted.path)}
-
-    async def _put(self, record: Record, context: Context) -> dict[str, Any]:
-        wanted = read_wanted(PutFile, record.data)
-        file = await self._transfers.given(wanted.file)
-        await self.ftp.upload(file, wanted.path, tell=teller(context))
-        return {"path": wanted.path}
-
-    async def _remove(self, record: Record, _context: Context) -> dict[str, Any]:
-        wanted = read_wanted(OnePath, record.data)
-        await self.ftp.remove(wanted.path)
-        return {"path": wanted.path}
-
-    async def _make_folder(self, record: Record, _context: Context) -> dict[str, Any]:
-        wanted = read_wanted(OnePath, record.data)
-        await self.ftp.make_folder(wanted.path)
-        return {"path": wanted.path}
-
-    async def _remove_folder(self, record: Record, _context: Context) -> dict[str, Any]:
-        wanted = read_wanted(OnePath, record.data)
-        await self.ftp.remove_folder(wanted.path)
-        return {"path": wanted.path}
-
-    async def _rename(self, record: Record, _context: Context) -> dict[str, Any]:
-        wanted = read_wanted(Rename, record.data)
-        await self.ftp.rename(wanted.old, wanted.new)
-        return {"old": wanted.old, "new": wanted.new}
-
-    # -- logs and shell -----------------------------------------------------------------------------------------------
-
-    async def _list_logs(self, record: Record, _context: Context) -> dict[str, Any]:
-        wanted = read_wanted(ListLogs, record.data)
-        logs = await self.logs.list_logs(timeout=wanted.timeout)
-        return {"logs": [{"id": one.id, "size": one.size, "time_utc": one.time_utc} for one in logs]}
-
-    async def _get_log(self, record: Record, context: Context) -> dict[str, Any]:
-        wanted = read_wanted(GetLog, record.data)
-        place = await self._transfers.place("log", str(wanted.id))
-        info = await self.logs.download_to(
-            wanted.id, place, size=wanted.size, tell=teller(context), timeout=wanted.timeout
+    async def _get_log(self, job: Job[GetLog]) -> dict[str, Any]:
+        wanted = job.wanted
+        place = await self._transfers.place("log", f"{job.unit.system} {wanted.id}")
+        info = await job.unit.logs.download_to(
+            wanted.id, place, size=wanted.size, tell=job.tell, timeout=wanted.timeout
         )
         return {"id": info.id, "size": info.size, "time_utc": info.time_utc, "file": str(place)}
 
-    async def _erase_logs(self, record: Record, _context: Context) -> dict[str, Any]:
-        wanted = read_wanted(EraseLogs, record.data)
-        left = await self.logs.erase_all(timeout=wanted.timeout)
-        return {"left": [{"id": one.id, "size": one.size} for one in left]}
 
-    async def _run(self, record: Record, _context: Context) -> dict[str, Any]:
-        wanted = read_wanted(RunCommand, record.data)
-        output = await self.shell.run(wanted.command, settle=wanted.settle, timeout=wanted.timeout)
-        return {"output": output, "complete": self.shell.complete}
+async def _list(job: Job[OnePath]) -> dict[str, Any]:
+    entries = await job.unit.ftp.list_folder(job.wanted.path)
+    return {"path": job.wanted.path, "entries": [[entry.name, entry.size] for entry in entries]}
+
+
+async def _crc(job: Job[OnePath]) -> dict[str, Any]:
+    return {"path": job.wanted.path, "crc32": await job.unit.ftp.crc32(job.wanted.path)}
+
+
+async def _remove(job: Job[OnePath]) -> dict[str, Any]:
+    await job.unit.ftp.remove(job.wanted.path)
+    return {"path": job.wanted.path}
+
+
+async def _make_folder(job: Job[OnePath]) -> dict[str, Any]:
+    await job.unit.ftp.make_folder(job.wanted.path)
+    return {"path": job.wanted.path}
+
+
+async def _remove_folder(job: Job[OnePath]) -> dict[str, Any]:
+    await job.unit.ftp.remove_folder(job.wanted.path)
+    return {"path": job.wanted.path}
+
+
+async def _rename(job: Job[Rename]) -> dict[str, Any]:
+    await job.unit.ftp.rename(job.wanted.old, job.wanted.new)
+    return {"old": job.wanted.old, "new": job.wanted.new}
+
+
+async def _list_logs(job: Job[ListLogs]) -> dict[str, Any]:
+    logs = await job.unit.logs.list_logs(timeout=job.wanted.timeout)
+    return {"logs": [{"id": one.id, "size": one.size, "time_utc": one.time_utc} for one in logs]}
+
+
+async def _erase_logs(job: Job[EraseLogs]) -> dict[str, Any]:
+    left = await job.unit.logs.erase_all(timeout=job.wanted.timeout)
+    return {"left": [{"id": one.id, "size": one.size} for one in left]}
+
+
+async def _run(job: Job[RunCommand]) -> dict[str, Any]:
+    wanted, shell = job.wanted, job.unit.shell
+    output = await shell.run(wanted.command, settle=wanted.settle, timeout=wanted.timeout)
+    return {"output": output, "complete": shell.complete}

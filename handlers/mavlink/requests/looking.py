@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from petalbus.handlers.mavlink.requests.replying import told
+from petalbus.daemon.bus.errors import HandlerError
+from petalbus.handlers.mavlink.errors import MavlinkError
 from petalbus.handlers.mavlink.requests.wanted import Wanted, read_wanted
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
-    from petalbus.daemon.bus.handlers import Context
+    from petalbus.handlers.mavlink.fleet import Fleet
     from petalbus.handlers.mavlink.ingest import Latest
     from petalbus.schemas.record import Record
 
@@ -23,37 +24,49 @@ _SHOWN = ("SYS_STATUS", "BATTERY_STATUS", "GPS_RAW_INT", "GLOBAL_POSITION_INT", 
 
 
 class AskStatus(Wanted):
-    """``mavlink.status``: nothing to say."""
+    """``mavlink.status``: of one ``system``, else of the primary vehicle; all are listed either way."""
 
 
 class AskLatest(Wanted):
-    """``mavlink.latest``: ``messages`` by name, all when none is named; of one ``system`` or of all."""
+    """``mavlink.latest``: ``messages`` by name, all when none is named; of one ``system``, or of all.
+    (A system that is no vehicle may be named too.)
+    """
 
     messages: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Field(max_length=512, strict=False)] = ()
-    system: Annotated[int, Field(ge=1, le=255)] | None = None
 
 
 class Looking:
-    """Answers them. ``statistics``: what the handler tells of itself."""
+    """Answers them. ``statistics``: what the handler tells of itself; ``fleet``: its vehicles."""
 
-    def __init__(self, latest: Latest, statistics: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, latest: Latest, fleet: Fleet, statistics: Callable[[], dict[str, Any]]) -> None:
         self._latest = latest
+        self._fleet = fleet
         self._statistics = statistics
 
     def register(self, bus: Bus) -> None:
         """Handle the records on ``bus``."""
-        bus.on("mavlink.status", concurrency=None)(told(self._status))
-        bus.on("mavlink.latest", concurrency=None)(told(self._tell_latest))
+        bus.on("mavlink.status", concurrency=None)(self._status)
+        bus.on("mavlink.latest", concurrency=None)(self._tell_latest)
 
-    async def _status(self, record: Record, _context: Context) -> dict[str, Any]:
-        read_wanted(AskStatus, record.data)
-        statistics = self._statistics()
-        vehicle = statistics["vehicle"]
-        system = vehicle["system"]
+    async def _status(self, record: Record) -> dict[str, Any]:
+        try:
+            system = read_wanted(AskStatus, record.data).system
+            unit = self._fleet.primary if system is None else self._fleet.unit(system)
+        except MavlinkError as error:
+            raise HandlerError(str(error), error_code=error.code, data=error.detail) from error
+        told = self._statistics()
+        told["vehicles"] = [{**one, "messages": self._messages(one["system"])} for one in told["vehicles"]]
+        told |= {"vehicle": unit.vehicle.describe(), "mission": unit.missions.progress.describe()}
+        return {**told, "system": unit.system, "messages": self._messages(unit.system)}
+
+    def _messages(self, system: int | None) -> dict[str, Any]:
+        """The latest of the vehicle's messages that a person wants to see."""
         latest = {} if system is None else self._latest.told(_SHOWN, system)
-        messages = {key.rpartition("/")[2]: one["message"] for key, one in latest.items() if f"{system}/1/" in key}
-        return {**statistics, "messages": messages}
+        return {key.rpartition("/")[2]: one["message"] for key, one in latest.items() if f"{system}/1/" in key}
 
-    async def _tell_latest(self, record: Record, _context: Context) -> dict[str, Any]:
-        wanted = read_wanted(AskLatest, record.data)
+    async def _tell_latest(self, record: Record) -> dict[str, Any]:
+        try:
+            wanted = read_wanted(AskLatest, record.data)
+        except MavlinkError as error:
+            raise HandlerError(str(error), error_code=error.code, data=error.detail) from error
         return {"messages": self._latest.told(wanted.messages, wanted.system)}

@@ -8,25 +8,18 @@ are asked to leave it in, uploads add it and downloads leave it out, so that ite
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from petalbus.handlers.mavlink.missions.client import MissionClient
 from petalbus.handlers.mavlink.missions.items import MissionKind, items_from_json
-from petalbus.handlers.mavlink.requests.replying import teller, told
-from petalbus.handlers.mavlink.requests.wanted import Wanted, read_wanted
+from petalbus.handlers.mavlink.requests.replying import Desk, Job
+from petalbus.handlers.mavlink.requests.wanted import Wanted
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
-    from petalbus.daemon.bus.handlers import Context
-    from petalbus.handlers.mavlink.flight.vehicle import Vehicle
-    from petalbus.handlers.mavlink.wire.calls import Calls
-    from petalbus.handlers.mavlink.wire.framing import Frame
-    from petalbus.schemas.record import Record
 
-_AT_ONCE = 2
+_AT_ONCE: Final = 4
 
 
 class OfAKind(Wanted):
@@ -62,56 +55,57 @@ class SetCurrent(Wanted):
     timeout: Annotated[float, Field(gt=0, le=120)] = 10.0
 
 
-class MissionRequests:
-    """Answers them for one vehicle."""
-
-    def __init__(self, calls: Calls, vehicle: Vehicle) -> None:
-        self.client = MissionClient(calls, vehicle)
-
-    def on_frames(self, frames: Sequence[Frame]) -> None:
-        """All frames: which item is flown, and which was reached."""
-        progress = self.client.progress
-        for frame in frames:
-            if frame.msgid in progress.msgids:
-                progress.on_frame(frame)
+class MissionRequests(Desk):
+    """Answers them."""
 
     def register(self, bus: Bus) -> None:
         """Handle the records on ``bus``. What changes something is not run again after a crash."""
-        for name, work in (("download", self._download), ("count", self._count)):
-            bus.on(f"mavlink.mission.{name}", concurrency=_AT_ONCE)(told(work))
-        for name, work in (("upload", self._upload), ("clear", self._clear), ("current", self._set_current)):
-            bus.on(f"mavlink.mission.{name}", redelivery="report", concurrency=_AT_ONCE)(told(work))
+        at_once, lane = _AT_ONCE, self.lane
+        for name, handle in (
+            ("download", self.answer(DownloadMission, _download)),
+            ("count", self.answer(OfAKind, _count)),
+        ):
+            bus.on(f"mavlink.mission.{name}", concurrency=at_once, overtakes=lane)(handle)
+        for name, handle in (
+            ("upload", self.answer(UploadMission, _upload)),
+            ("clear", self.answer(OfAKind, _clear)),
+            ("current", self.answer(SetCurrent, _set_current)),
+        ):
+            bus.on(f"mavlink.mission.{name}", redelivery="report", concurrency=at_once, overtakes=lane)(handle)
 
-    async def _upload(self, record: Record, context: Context) -> dict[str, Any]:
-        wanted = read_wanted(UploadMission, record.data)
-        items = items_from_json(wanted.items, wanted.number)
-        done = await self.client.upload(
-            items,
-            wanted.number,
-            tell=teller(context),
-            timeout=wanted.timeout,
-            verify=wanted.verify,
-            add_home=not wanted.home_is_first,
-        )
-        return {"kind": wanted.kind, "items": len(items), "verified": done.verified, "changed": list(done.changed)}
 
-    async def _download(self, record: Record, context: Context) -> dict[str, Any]:
-        wanted = read_wanted(DownloadMission, record.data)
-        items = await self.client.download(
-            wanted.number, tell=teller(context), timeout=wanted.timeout, drop_home=not wanted.keep_home
-        )
-        return {"kind": wanted.kind, "items": [item.to_json() for item in items]}
+async def _upload(job: Job[UploadMission]) -> dict[str, Any]:
+    wanted = job.wanted
+    items = items_from_json(wanted.items, wanted.number)
+    done = await job.unit.missions.upload(
+        items,
+        wanted.number,
+        tell=job.tell,
+        timeout=wanted.timeout,
+        verify=wanted.verify,
+        add_home=not wanted.home_is_first,
+    )
+    return {"kind": wanted.kind, "items": len(items), "verified": done.verified, "changed": list(done.changed)}
 
-    async def _clear(self, record: Record, _context: Context) -> dict[str, Any]:
-        wanted = read_wanted(OfAKind, record.data)
-        await self.client.clear(wanted.number, timeout=wanted.timeout)
-        return {"kind": wanted.kind}
 
-    async def _count(self, record: Record, _context: Context) -> dict[str, Any]:
-        wanted = read_wanted(OfAKind, record.data)
-        return {"kind": wanted.kind, "count": await self.client.count(wanted.number, timeout=wanted.timeout)}
+async def _download(job: Job[DownloadMission]) -> dict[str, Any]:
+    wanted = job.wanted
+    items = await job.unit.missions.download(
+        wanted.number, tell=job.tell, timeout=wanted.timeout, drop_home=not wanted.keep_home
+    )
+    return {"kind": wanted.kind, "items": [item.to_json() for item in items]}
 
-    async def _set_current(self, record: Record, _context: Context) -> dict[str, Any]:
-        wanted = read_wanted(SetCurrent, record.data)
-        await self.client.set_current(wanted.seq, timeout=wanted.timeout)
-        return {"current": wanted.seq}
+
+async def _clear(job: Job[OfAKind]) -> dict[str, Any]:
+    await job.unit.missions.clear(job.wanted.number, timeout=job.wanted.timeout)
+    return {"kind": job.wanted.kind}
+
+
+async def _count(job: Job[OfAKind]) -> dict[str, Any]:
+    wanted = job.wanted
+    return {"kind": wanted.kind, "count": await job.unit.missions.count(wanted.number, timeout=wanted.timeout)}
+
+
+async def _set_current(job: Job[SetCurrent]) -> dict[str, Any]:
+    await job.unit.missions.set_current(job.wanted.seq, timeout=job.wanted.timeout)
+    return {"current": job.wanted.seq}

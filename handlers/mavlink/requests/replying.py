@@ -1,42 +1,77 @@
-"""How work on a request becomes replies: its MAVLink errors as error replies, its progress as progress replies."""
+"""How work on a request becomes replies: which vehicle is meant, its MAVLink errors as error replies, its progress as
+progress replies. Each reply says in ``system`` which vehicle it is about.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic
 
 from petalbus.daemon.bus.errors import BusError, HandlerError
 from petalbus.handlers.mavlink.errors import MavlinkError, OrderOvertaken
+from petalbus.handlers.mavlink.requests.wanted import AnyWanted, read_wanted
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.handlers import Context
+    from petalbus.handlers.mavlink.fleet import Fleet, Unit
     from petalbus.schemas.record import Record
 
 log = logging.getLogger(__name__)
 
-Work = Callable[["Record", "Context"], Awaitable[dict[str, Any]]]
+Handle = Callable[["Record", "Context"], Awaitable[dict[str, Any]]]
+
+Ready = Callable[["Record", int | None], Awaitable[None]]
+"""Waits until the vehicle with this system id may be there. Raises NotConnected when the handler is stopping."""
 
 
-def told(work: Work) -> Work:
-    """Work whose MAVLink errors are error replies."""
+@dataclass(frozen=True, slots=True)
+class Job(Generic[AnyWanted]):
+    """A request that is being worked on: what is wanted, and of which vehicle."""
 
-    async def handle(record: Record, context: Context) -> dict[str, Any]:
-        try:
-            return await work(record, context)
-        except MavlinkError as error:
-            raise HandlerError(str(error), error_code=error.code, data=error.detail) from error
+    wanted: AnyWanted
+    unit: Unit
+    context: Context
 
-    return handle
+    async def progress(self, data: dict[str, Any]) -> None:
+        """Tell the sender how far it is. Raises OrderOvertaken, see ``progress``."""
+        await progress(self.context, {**data, "system": self.unit.system})
+
+    async def tell(self, done: int, total: int | None) -> None:
+        """Tell how many are done, of how many (None: not known yet). Raises OrderOvertaken, as above."""
+        await self.progress({"done": done, "total": total})
 
 
-def teller(context: Context) -> Callable[[int, int | None], Awaitable[None]]:
-    """Tells how many are done, of how many (None: not known yet). Raises OrderOvertaken, see ``progress``."""
+class Desk:
+    """Base of what answers requests, each for the vehicle that it names."""
 
-    async def tell(done: int, total: int | None) -> None:
-        await progress(context, {"done": done, "total": total})
+    def __init__(self, fleet: Fleet, *, ready: Ready) -> None:
+        self.fleet = fleet
+        self._ready = ready
 
-    return tell
+    def answer(self, model: type[AnyWanted], work: Callable[[Job[AnyWanted]], Awaitable[dict[str, Any]]]) -> Handle:
+        """The handler of a record type: reads its payload, finds the vehicle, and lets ``work`` do the rest."""
+
+        async def handle(record: Record, context: Context) -> dict[str, Any]:
+            system: int | None = None
+            try:
+                wanted = read_wanted(model, record.data)
+                system = wanted.system
+                await self._ready(record, system)
+                unit = self.fleet.unit(system)
+                system = unit.system
+                with self.fleet.using(unit):
+                    return {**await work(Job(wanted, unit, context)), "system": system}
+            except MavlinkError as error:
+                detail = {"system": system, **self.fleet.about(error), **error.detail}
+                raise HandlerError(str(error), error_code=error.code, data=detail) from error
+
+        return handle
+
+    def lane(self, record: Record) -> bool | str:
+        """Requests wait for earlier ones of their sender to the same vehicle only; see ``Bus.on``."""
+        return isinstance(record.data, dict) and self.fleet.lane(record.data.get("system"))
 
 
 async def progress(context: Context, data: dict[str, Any]) -> None:

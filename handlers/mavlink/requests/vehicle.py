@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,69 +19,61 @@ from petalbus.handlers.mavlink.decode import CONTENT_TYPE
 from petalbus.handlers.mavlink.errors import OrderInvalid
 from petalbus.handlers.mavlink.flight.commands import Ack, Target
 from petalbus.handlers.mavlink.flight.reboot import Reboot
-from petalbus.handlers.mavlink.params.client import ParamClient
-from petalbus.handlers.mavlink.params.listing import ParamLister
-from petalbus.handlers.mavlink.params.transfer import ENCODING_UNKNOWN, Refusal, Transfer
+from petalbus.handlers.mavlink.params.refusal import ENCODING_UNKNOWN, Refusal
+from petalbus.handlers.mavlink.params.transfer import Transfer
 from petalbus.handlers.mavlink.params.values import ParamEncoding, ParamType, ParamValue
-from petalbus.handlers.mavlink.requests.replying import progress, teller, told
+from petalbus.handlers.mavlink.requests.replying import Desk, Job, Ready
 from petalbus.handlers.mavlink.requests.wanted import (
     ListParams,
     ReadParams,
     RebootVehicle,
     SendCommand,
     WriteParams,
-    read_wanted,
 )
 from petalbus.handlers.mavlink.wire.framing import Frame, whole_frames
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
-    from petalbus.daemon.bus.handlers import Context
-    from petalbus.handlers.mavlink.files.ftp import FtpClient
-    from petalbus.handlers.mavlink.flight.vehicle import Vehicle
+    from petalbus.handlers.mavlink.fleet import Fleet
     from petalbus.handlers.mavlink.wire.link import Link
     from petalbus.schemas.record import Record
 
 log = logging.getLogger(__name__)
 
-WORKERS: Final = 72
+WORKERS: Final = 120
 """Handlers of the app ``vehicle`` that may run at once: they wait for the vehicle, they do not compute."""
 
-_PARAM_OPERATIONS: Final = 6
+_AT_ONCE: Final = 6
+_REBOOTS: Final = 4
 _COMMANDS: Final = frozenset((75, 76))
 _COMPLAIN_EVERY_S: Final = 10.0
 
-Ready = Callable[["Record"], Awaitable[None]]
-"""Waits until a vehicle may be there. Raises NotConnected when the handler is stopping."""
 
-
-class Requests:
+class Requests(Desk):
     """Answers the ``mavlink.*`` request records of one link."""
 
-    def __init__(self, link: Link, vehicle: Vehicle, ftp: FtpClient, *, ready: Ready) -> None:
-        self.params = ParamClient(
-            lambda msgid, payload, system: link.send_payload(msgid, payload, system=system),
-            vehicle,
-            system=link.packer.system,
-            component=link.packer.component,
-        )
-        self._lister = ParamLister(self.params, ftp, vehicle)
+    def __init__(self, link: Link, fleet: Fleet, *, ready: Ready) -> None:
+        super().__init__(fleet, ready=ready)
         self.forwarded = 0
         self.unsent = 0
         """Frames that found no peer."""
         self._link = link
-        self._vehicle = vehicle
-        self._ready = ready
         self._complained = float("-inf")
 
     def register(self, bus: Bus) -> None:
         """Handle the records on ``bus``."""
         bus.on("mavlink.send", redelivery="report", concurrency=None)(self._send)
-        bus.on("mavlink.command", redelivery="report", concurrency=_PARAM_OPERATIONS)(told(self._command))
-        bus.on("mavlink.reboot", redelivery="report", concurrency=1)(told(self._reboot))
-        bus.on("mavlink.param.get", concurrency=_PARAM_OPERATIONS)(told(self._read))
-        bus.on("mavlink.param.set", redelivery="report", concurrency=_PARAM_OPERATIONS)(told(self._write))
-        bus.on("mavlink.param.list", concurrency=_PARAM_OPERATIONS)(told(self._list))
+        for name, at_once, handle in (
+            ("command", _AT_ONCE, self.answer(SendCommand, self._command)),
+            ("reboot", _REBOOTS, self.answer(RebootVehicle, self._reboot)),
+            ("param.set", _AT_ONCE, self.answer(WriteParams, _write)),
+        ):
+            bus.on(f"mavlink.{name}", redelivery="report", concurrency=at_once, overtakes=self.lane)(handle)
+        for name, handle in (
+            ("param.get", self.answer(ReadParams, _read)),
+            ("param.list", self.answer(ListParams, _list)),
+        ):
+            bus.on(f"mavlink.{name}", concurrency=_AT_ONCE, overtakes=self.lane)(handle)
 
     async def _send(self, record: Record) -> dict[str, int] | None:
         """Send frames that another program packed, in their order, under our identity."""
@@ -105,10 +96,16 @@ class Requests:
         definition = self._link.dialect.definition(frame.msgid)
         fields = {} if definition is None else definition.unpack(frame.payload, json_safe=False)
         system = fields.get("target_system") or None
-        if frame.msgid in _COMMANDS and system is not None:
-            self._vehicle.note_foreign_command(fields["command"], fields["param1"])
-            self._vehicle.client.note_foreign((system, fields["target_component"], fields["command"]))
+        if frame.msgid in _COMMANDS:
+            self._note_command(fields, system)
         return 1 if self._link.forward(frame, system=system) else 0
+
+    def _note_command(self, fields: dict[str, Any], system: int | None) -> None:
+        """A command passes by, to one vehicle or (None) to all: their orders must know of it."""
+        for unit in self.fleet.units:
+            if unit.system is not None and system in (None, unit.system):
+                unit.vehicle.note_foreign_command(fields["command"], fields["param1"])
+                unit.vehicle.client.note_foreign((unit.system, fields["target_component"], fields["command"]))
 
     def _complain(self, number: int) -> None:
         now = time.monotonic()
@@ -116,16 +113,15 @@ class Requests:
             self._complained = now
             log.warning("%d frames of other programs found no MAVLink peer, %d so far", number, self.unsent)
 
-    async def _command(self, record: Record, context: Context) -> dict[str, Any]:
-        wanted = read_wanted(SendCommand, record.data)
-        await self._ready(record)
-        target = Target(self._vehicle.heard_lately().system, wanted.component)
-        self._vehicle.note_foreign_command(wanted.command, (wanted.params or [0.0])[0] or 0.0)
-        async with aclosing(self._vehicle.client.run(wanted.order(), target)) as acks:
+    async def _command(self, job: Job[SendCommand]) -> dict[str, Any]:
+        wanted, vehicle = job.wanted, job.unit.vehicle
+        target = Target(vehicle.heard_lately().system, wanted.component)
+        vehicle.note_foreign_command(wanted.command, (wanted.params or [0.0])[0] or 0.0)
+        async with aclosing(vehicle.client.run(wanted.order(), target)) as acks:
             async for ack in acks:
                 if ack.final:
                     return self._ack(ack)
-                await progress(context, self._ack(ack))
+                await job.progress(self._ack(ack))
         raise AssertionError("a command ended without a final acknowledgement")
 
     def _ack(self, ack: Ack) -> dict[str, Any]:
@@ -138,14 +134,8 @@ class Requests:
             "doubtful": ack.doubtful,
         }
 
-    async def _reboot(self, record: Record, context: Context) -> dict[str, Any]:
-        wanted = read_wanted(RebootVehicle, record.data)
-        await self._ready(record)
-
-        async def tell(stage: dict[str, Any]) -> None:
-            await progress(context, stage)
-
-        seen = await Reboot(self._vehicle, wanted.order(), tell=tell).run()
+    async def _reboot(self, job: Job[RebootVehicle]) -> dict[str, Any]:
+        seen = await Reboot(job.unit.vehicle, job.wanted.order(), tell=job.progress).run()
         name = None if seen.ack_result is None else self._link.dialect.enum_name("MAV_RESULT", seen.ack_result)
         return {
             "ack_result": seen.ack_result,
@@ -155,38 +145,36 @@ class Requests:
             "returned": seen.returned,
         }
 
-    async def _read(self, record: Record, context: Context) -> dict[str, Any]:
-        wanted = read_wanted(ReadParams, record.data)
-        await self._ready(record)
-        names = dict.fromkeys(wanted.names)
-        transfer = await self.params.read(names, limits=wanted.limits(), timeout=wanted.timeout, tell=teller(context))
-        return self._outcome(transfer)
 
-    async def _write(self, record: Record, context: Context) -> dict[str, Any]:
-        wanted = read_wanted(WriteParams, record.data)
-        try:
-            items = [one.item() for one in wanted.params]
-        except ValueError as error:
-            raise OrderInvalid("params.type", str(error), limit="a MAV_PARAM_TYPE of at most four bytes") from None
-        await self._ready(record)
-        transfer = await self.params.write(
-            items, limits=wanted.limits(verify=wanted.verify), timeout=wanted.timeout, tell=teller(context)
-        )
-        return self._outcome(transfer)
+async def _read(job: Job[ReadParams]) -> dict[str, Any]:
+    wanted = job.wanted
+    names = dict.fromkeys(wanted.names)
+    return _outcome(await job.unit.params.read(names, limits=wanted.limits(), timeout=wanted.timeout, tell=job.tell))
 
-    async def _list(self, record: Record, context: Context) -> dict[str, Any]:
-        wanted = read_wanted(ListParams, record.data)
-        await self._ready(record)
-        values = await self._lister.list_all(timeout=wanted.timeout, tell=teller(context))
-        encoding = await self.params.encoding()
-        shown, refused = _told_values(values, encoding)
-        return {"encoding": encoding, "values": shown, "refused": refused, "how": self._lister.how}
 
-    def _outcome(self, transfer: Transfer) -> dict[str, Any]:
-        encoding = transfer.encoding  # not asked for: the vehicle may be gone, and what it has done is done
-        shown, refused = _told_values({str(key): value for key, value in transfer.values.items()}, encoding)
-        refused |= {str(key): _told_refusal(refusal) for key, refusal in transfer.refusals.items()}
-        return {"encoding": encoding, "values": shown, "refused": refused, "sent": transfer.sent}
+async def _write(job: Job[WriteParams]) -> dict[str, Any]:
+    wanted = job.wanted
+    try:
+        items = [one.item() for one in wanted.params]
+    except ValueError as error:
+        raise OrderInvalid("params.type", str(error), limit="a MAV_PARAM_TYPE of at most four bytes") from None
+    limits = wanted.limits(verify=wanted.verify)
+    return _outcome(await job.unit.params.write(items, limits=limits, timeout=wanted.timeout, tell=job.tell))
+
+
+async def _list(job: Job[ListParams]) -> dict[str, Any]:
+    lister = job.unit.lister
+    values = await lister.list_all(timeout=job.wanted.timeout, tell=job.tell)
+    encoding = await job.unit.params.encoding()
+    shown, refused = _told_values(values, encoding)
+    return {"encoding": encoding, "values": shown, "refused": refused, "how": lister.how}
+
+
+def _outcome(transfer: Transfer) -> dict[str, Any]:
+    encoding = transfer.encoding  # not asked for: the vehicle may be gone, and what it has done is done
+    shown, refused = _told_values({str(key): value for key, value in transfer.values.items()}, encoding)
+    refused |= {str(key): _told_refusal(refusal) for key, refusal in transfer.refusals.items()}
+    return {"encoding": encoding, "values": shown, "refused": refused, "sent": transfer.sent}
 
 
 def _told_values(

@@ -24,9 +24,11 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Wanted(BaseModel):
-    """Base of the payloads."""
+    """Base of the payloads. ``system``: which vehicle; None: the primary one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    system: Annotated[int, Field(ge=1, le=255)] | None = None
 
 
 class SendCommand(Wanted):
@@ -58,7 +60,7 @@ class RebootVehicle(Wanted):
 
     def order(self) -> RebootWanted:
         """As the reboot procedure takes it."""
-        given = self.model_dump(exclude={"ack_timeout"})
+        given = self.model_dump(exclude={"ack_timeout", "system"})
         return RebootWanted(answer=self.ack_timeout, **given)
 
 
