@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from mavlink.ground import Ground, flying
 from mavlink.peer import OnMessage, Peer, obedient
 from petalbus.handlers.mavlink.flight.commands import CommandTimes
 from petalbus.handlers.mavlink.flight.vehicle import Vehicle
+from petalbus.handlers.mavlink.sim.autopilot import Autopilot
+from petalbus.handlers.mavlink.sim.failures import Failures
 from petalbus.handlers.mavlink.wire.link import Link
 
 SHORT = CommandTimes(answer=0.4, progress=0.6, whole=3.0, repeat=0.1, confirm=0.4, doubt=5.0)
@@ -72,3 +75,19 @@ async def connected(open_station: Callable[..., Any], open_peer: Callable[..., A
         return station, peer
 
     return connect
+
+
+@pytest.fixture
+async def open_ground() -> AsyncIterator[Callable[..., Any]]:
+    """``ground, sim = await open_ground(PX4, Failures(...), seed=2)``; without an autopilot nobody is there."""
+    async with AsyncExitStack() as stack:
+
+        async def open_one(autopilot: Autopilot | None = None, *failures: Failures, **options: Any) -> Any:
+            ground = Ground()
+            await stack.enter_async_context(ground.link)
+            if autopilot is None:
+                return ground
+            vehicle = await stack.enter_async_context(flying(ground, autopilot, *failures, **options))
+            return ground, vehicle.sim
+
+        yield open_one

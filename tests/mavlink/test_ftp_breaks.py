@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from mavlink.ftp_rig import AUTOPILOTS, Flying, flying, rig
+from mavlink.ground import Flying, flying, ftp_rig
 from petalbus.handlers.mavlink.files.ftp import FtpClient
 from petalbus.handlers.mavlink.files.ftp_file import PartFile
 from petalbus.handlers.mavlink.files.ftp_talk import FtpTimeout
 from petalbus.handlers.mavlink.files.ftp_wire import FtpError, FtpRefused, Opcode
+from petalbus.handlers.mavlink.sim.autopilot import AUTOPILOTS
 
 BOTH = pytest.mark.parametrize("name", ["px4", "ardupilot"])
 RANDOM = random.Random(8)
@@ -29,7 +30,7 @@ class TestBreaks:
         """The vehicle vanishes in the middle: a clear error in bounded time. Later the rest comes, and only that."""
         local = tmp_path / "log"
         times = {"silence": 1.0, "close": 0.5}
-        async with rig(AUTOPILOTS[name], times=times) as (ftp, vehicle, ground):
+        async with ftp_rig(AUTOPILOTS[name], times=times) as (ftp, vehicle, ground):
             data = vehicle.data
             vanished: list[float] = []
 
@@ -59,7 +60,7 @@ class TestBreaks:
 
     @pytest.mark.parametrize("kind", ["other", "longer", "same end"])
     async def test_what_is_of_another_file_is_not_taken(self, kind: str, tmp_path: Path) -> None:
-        async with rig() as (ftp, vehicle, _):
+        async with ftp_rig() as (ftp, vehicle, _):
             data = vehicle.put("/a", some(50_000))
             there = {"other": some(10_000), "longer": data + b"x", "same end": some(9_000) + data[9_000:10_000]}[kind]
             (tmp_path / "a.part").write_bytes(there)
@@ -67,7 +68,7 @@ class TestBreaks:
             assert (tmp_path / "a").read_bytes() == data
 
     async def test_a_wrong_checksum_is_an_error(self, tmp_path: Path) -> None:
-        async with rig() as (ftp, vehicle, _):
+        async with ftp_rig() as (ftp, vehicle, _):
             vehicle.put("/a", some(50_000))
             vehicle.server.lies = frozenset((Opcode.CALC_FILE_CRC32,))
             with pytest.raises(FtpError, match="checksum differs") as caught:
@@ -80,7 +81,7 @@ class TestBreaks:
     @BOTH
     async def test_a_reboot_in_the_middle(self, name: str) -> None:
         """PX4 then says that the file ends, for it reads a session that is not open any more."""
-        async with rig(AUTOPILOTS[name]) as (ftp, vehicle, _):
+        async with ftp_rig(AUTOPILOTS[name]) as (ftp, vehicle, _):
             rebooted: list[int] = []
 
             async def reboot(done: int, _total: int) -> None:
@@ -95,7 +96,7 @@ class TestBreaks:
     @BOTH
     @pytest.mark.parametrize("upload", [False, True])
     async def test_a_cancelled_transfer_leaves_no_session(self, name: str, upload: bool, tmp_path: Path) -> None:
-        async with rig(AUTOPILOTS[name]) as (ftp, vehicle, _):
+        async with ftp_rig(AUTOPILOTS[name]) as (ftp, vehicle, _):
             task = asyncio.create_task(transfer(ftp, vehicle, tmp_path / "log", upload=upload))
             while not vehicle.server.sessions:
                 await asyncio.sleep(0.005)
@@ -109,7 +110,7 @@ class TestBreaks:
             assert await ftp.read(vehicle.log, offset=1_000_000) == vehicle.data[1_000_000:]
 
     async def test_a_cancel_on_a_dead_wire_ends_soon(self) -> None:
-        async with rig(times={"close": 0.3}) as (ftp, vehicle, _):
+        async with ftp_rig(times={"close": 0.3}) as (ftp, vehicle, _):
             task = asyncio.create_task(ftp.read(vehicle.log))
             while not vehicle.server.sessions:
                 await asyncio.sleep(0.005)
@@ -125,7 +126,7 @@ class TestBreaks:
 
     @pytest.mark.parametrize("operation", ["list", "read", "upload"])
     async def test_a_vehicle_without_files_is_given_up(self, operation: str) -> None:
-        async with rig(times={"silence": 0.5, "close": 0.3}) as (ftp, vehicle, _):
+        async with ftp_rig(times={"silence": 0.5, "close": 0.3}) as (ftp, vehicle, _):
             vehicle.sim._answers.pop(110)
             began = time.monotonic()
             with pytest.raises(FtpTimeout, match=r"did not answer for 0\.5 s"):
@@ -137,7 +138,7 @@ class TestBreaks:
             assert time.monotonic() - began < 6.0
 
     async def test_a_full_disk(self) -> None:
-        async with rig() as (ftp, vehicle, _):
+        async with ftp_rig() as (ftp, vehicle, _):
             vehicle.put("/big", bytes((64 << 20) - vehicle.sim.disk.used - 5000))
             with pytest.raises(FtpRefused, match="No space left") as caught:
                 await ftp.upload(some(10_000), "/a")
@@ -146,7 +147,7 @@ class TestBreaks:
 
     async def test_a_disk_of_ours_that_fails_harms_nothing_that_is_there(self, tmp_path: Path) -> None:
         """What was written is a beginning of the file; a later download goes on from it."""
-        async with rig() as (ftp, vehicle, _):
+        async with ftp_rig() as (ftp, vehicle, _):
             writes: list[int] = []
             append = PartFile._append
 

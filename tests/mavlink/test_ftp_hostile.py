@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mavlink.ftp_rig import AUTOPILOTS, Flying, rig
+from mavlink.ground import Flying, ftp_rig
 from petalbus.handlers.mavlink.files.ftp import FtpCorrupt
 from petalbus.handlers.mavlink.files.ftp_talk import FtpTimeout
 from petalbus.handlers.mavlink.files.ftp_wire import (
@@ -22,6 +22,7 @@ from petalbus.handlers.mavlink.files.ftp_wire import (
     Opcode,
     pack_packet,
 )
+from petalbus.handlers.mavlink.sim.autopilot import AUTOPILOTS
 
 ME = (2, 140)
 BOTH = pytest.mark.parametrize("name", ["px4", "ardupilot"])
@@ -59,7 +60,7 @@ def bad(packet: FtpPacket) -> dict[str, FtpPacket]:
 @BOTH
 @pytest.mark.parametrize("kind", list(bad(FtpPacket(5, Opcode.ACK))))
 async def test_what_does_not_belong_is_not_taken(name: str, kind: str) -> None:
-    async with rig(AUTOPILOTS[name]) as (ftp, vehicle, _):
+    async with ftp_rig(AUTOPILOTS[name]) as (ftp, vehicle, _):
         data = vehicle.put("/a", random.Random(3).randbytes(60_000))
 
         def evil(packet: FtpPacket) -> list[FtpPacket]:
@@ -74,7 +75,7 @@ async def test_what_does_not_belong_is_not_taken(name: str, kind: str) -> None:
 @BOTH
 async def test_more_data_than_the_message_has(name: str) -> None:
     """A size field above 239: the packet counts as lost."""
-    async with rig(AUTOPILOTS[name]) as (ftp, vehicle, _):
+    async with ftp_rig(AUTOPILOTS[name]) as (ftp, vehicle, _):
         data = vehicle.put("/a", random.Random(3).randbytes(30_000))
 
         def evil(packet: FtpPacket) -> list[FtpPacket]:
@@ -85,7 +86,7 @@ async def test_more_data_than_the_message_has(name: str) -> None:
 
 
 async def test_answers_to_others_are_not_ours() -> None:
-    async with rig(times={"silence": 0.5, "close": 0.2}) as (ftp, vehicle, _):
+    async with ftp_rig(times={"silence": 0.5, "close": 0.2}) as (ftp, vehicle, _):
         corrupt(vehicle, lambda packet: [packet], to=(255, 190))
         with pytest.raises(FtpTimeout):
             await ftp.list_folder("/")
@@ -93,7 +94,7 @@ async def test_answers_to_others_are_not_ours() -> None:
 
 async def test_a_burst_of_the_file_before_is_not_taken_for_this_one() -> None:
     """PX4's session is always 0: only the numbers tell a late packet of a cancelled transfer from ours."""
-    async with rig() as (ftp, vehicle, _):
+    async with ftp_rig() as (ftp, vehicle, _):
         generator = random.Random(4)
         vehicle.put("/old", generator.randbytes(80_000))
         new = vehicle.put("/new", generator.randbytes(80_000))
@@ -121,7 +122,7 @@ async def test_a_burst_of_the_file_before_is_not_taken_for_this_one() -> None:
 
 async def test_bursts_that_bring_nothing() -> None:
     """Complete at once, without data, forever: then it is read piece by piece."""
-    async with rig() as (ftp, vehicle, _):
+    async with ftp_rig() as (ftp, vehicle, _):
         data = vehicle.put("/a", random.Random(3).randbytes(30_000))
 
         def evil(packet: FtpPacket) -> list[FtpPacket]:
@@ -135,7 +136,7 @@ async def test_bursts_that_bring_nothing() -> None:
 
 @BOTH
 async def test_a_burst_that_says_too_early_that_the_file_ends(name: str) -> None:
-    async with rig(AUTOPILOTS[name]) as (ftp, vehicle, _):
+    async with ftp_rig(AUTOPILOTS[name]) as (ftp, vehicle, _):
         data = vehicle.put("/a", random.Random(3).randbytes(20_000))
 
         def evil(packet: FtpPacket) -> list[FtpPacket]:
@@ -150,7 +151,7 @@ async def test_a_burst_that_says_too_early_that_the_file_ends(name: str) -> None
 @BOTH
 async def test_no_progress_ends_in_bounded_time(name: str, tmp_path: Path) -> None:
     """It answers all the time, but never with what was asked for."""
-    async with rig(AUTOPILOTS[name], times={"silence": 1.0}) as (ftp, vehicle, _):
+    async with ftp_rig(AUTOPILOTS[name], times={"silence": 1.0}) as (ftp, vehicle, _):
 
         def evil(packet: FtpPacket) -> list[FtpPacket]:
             if packet.req_opcode in (Opcode.BURST_READ_FILE, Opcode.READ_FILE):
@@ -166,7 +167,7 @@ async def test_no_progress_ends_in_bounded_time(name: str, tmp_path: Path) -> No
 
 
 async def test_a_listing_without_an_end() -> None:
-    async with rig() as (ftp, vehicle, _):
+    async with ftp_rig() as (ftp, vehicle, _):
 
         def evil(packet: FtpPacket) -> list[FtpPacket]:
             return [packet._replace(opcode=Opcode.ACK, data=b"S\0" * 119)]
@@ -177,7 +178,7 @@ async def test_a_listing_without_an_end() -> None:
 
 
 async def test_refusals_that_nobody_knows() -> None:
-    async with rig() as (ftp, vehicle, _):
+    async with ftp_rig() as (ftp, vehicle, _):
         for data, number in ((b"", FtpNak.FAIL), (b"\x63", 99), (b"\x02", FtpNak.FAIL_ERRNO)):
             corrupt(vehicle, lambda packet, data=data: [packet._replace(opcode=Opcode.NAK, data=data)])
             with pytest.raises(FtpRefused) as caught:
@@ -186,7 +187,7 @@ async def test_refusals_that_nobody_knows() -> None:
 
 
 async def test_short_checksums_and_sizes() -> None:
-    async with rig() as (ftp, vehicle, _):
+    async with ftp_rig() as (ftp, vehicle, _):
         vehicle.put("/a", b"123")
         corrupt(vehicle, lambda packet: [packet._replace(opcode=Opcode.ACK, data=b"\x01")])
         with pytest.raises(FtpError, match="has 1 bytes, not 4"):
@@ -197,7 +198,7 @@ async def test_short_checksums_and_sizes() -> None:
 async def test_any_bytes_at_all() -> None:
     """Noise in all answers: no error but ours, and in bounded time."""
     generator = random.Random(11)
-    async with rig(times={"silence": 0.5, "close": 0.2}) as (ftp, vehicle, _):
+    async with ftp_rig(times={"silence": 0.5, "close": 0.2}) as (ftp, vehicle, _):
 
         def evil(packet: FtpPacket) -> list[FtpPacket]:
             noise = FtpPacket(
@@ -225,7 +226,7 @@ async def test_any_bytes_at_all() -> None:
 
 async def test_an_upload_that_the_vehicle_cut_is_not_good() -> None:
     """It acknowledges everything and keeps a part: its own size must not count as a file that grew."""
-    async with rig() as (client, vehicle, _):
+    async with ftp_rig() as (client, vehicle, _):
         keep = vehicle.sim.disk.write
 
         def cut(path: str, offset: int, data: bytes) -> None:

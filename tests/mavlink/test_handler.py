@@ -93,6 +93,7 @@ async def test_a_takeoff_is_answered_with_the_vehicles_acknowledgement(vehicle: 
         "result_code": 0,
         "command_id": "cmd_123",
         "unused_parameters": ["speed"],
+        "system": 1,
     }
     assert [(one["stage"], one["result_code"]) for one in told] == [("arm", 0)]
     await sim.line("NAV_TAKEOFF")
@@ -221,6 +222,7 @@ async def test_progress_of_the_vehicle_is_told(vehicle: Vehicle, scripted: Calla
     assert reply.data["status"] == "success"
 
 
+@pytest.mark.alone
 async def test_i4_an_emergency_stop_overtakes_what_waits_for_its_answer(
     vehicle: Vehicle, scripted: Callable[..., Any]
 ) -> None:

@@ -117,7 +117,7 @@ async def _files(vehicle: Rig) -> list[tuple[str, int]]:
     folders = ["/"]
     while folders:
         folder = folders.pop()
-        for entry in await vehicle.handler.files.ftp.list_folder(folder):
+        for entry in await vehicle.handler.fleet.primary.ftp.list_folder(folder):
             path = f"{folder.rstrip('/')}/{entry.name}"
             if entry.size is None:
                 folders.append(path)

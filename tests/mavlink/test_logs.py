@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,87 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymavlink.dialects.v20 import all as mavlink
 
+from mavlink.ground import BOTH, stop, until
 from mavlink.peer import Peer
 from petalbus.handlers.mavlink.errors import NotConnected
 from petalbus.handlers.mavlink.files.log_pieces import PIECE, Pace, Window
 from petalbus.handlers.mavlink.files.logs import LogBusy, LogClient, LogInfo, LogTimeout, LogTooLarge, LogUnknown
-from petalbus.handlers.mavlink.flight.vehicle import Vehicle
 from petalbus.handlers.mavlink.sim.autopilot import ARDUPILOT, PX4
-from petalbus.handlers.mavlink.sim.failures import PERFECT_WIRE, Failures
-from petalbus.handlers.mavlink.sim.node import SimOptions, SimVehicle
-from petalbus.handlers.mavlink.wire.calls import Calls
-from petalbus.handlers.mavlink.wire.link import Link
-
-
-class Ground:
-    """A link that listens, with everything above it that a log client needs."""
-
-    def __init__(self) -> None:
-        self.link = Link("udpin:127.0.0.1:0", on_frames=self._on_frames)
-        send, payload = self.link.send, self.link.send_payload
-        self.vehicle = Vehicle(lambda message, system: send(message, system=system), dialect=self.link.dialect)
-        self.calls = Calls(
-            lambda message, system: send(message, system=system),
-            lambda msgid, data, system: payload(msgid, data, system=system),
-            dialect=self.link.dialect,
-            system=2,
-            component=140,
-        )
-        self.logs = LogClient(self.calls, self.vehicle)
-        self.journal: list[dict[str, Any]] = []
-        self.flying: asyncio.Task[None] | None = None
-
-    def _on_frames(self, frames: Any, _mono: int) -> None:
-        self.vehicle.on_frames(frames)
-        self.calls.on_frames(frames)
-
-    @property
-    def address(self) -> tuple[str, int]:
-        address: tuple[str, int] = self.link.transport.local  # type: ignore[attr-defined]
-        return address
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        return [entry for entry in self.journal if entry["event"] == name]
-
-
-@pytest.fixture
-async def open_ground() -> AsyncIterator[Callable[..., Any]]:
-    """``ground, sim = await open_ground(PX4, Failures(...))``; without an autopilot nobody is there yet."""
-    async with AsyncExitStack() as stack:
-
-        async def open_one(autopilot: Any = None, failures: Failures = PERFECT_WIRE, seed: int = 1) -> Any:
-            ground = Ground()
-            await stack.enter_async_context(ground.link)
-            if autopilot is None:
-                return ground
-            endpoint = f"udpout:127.0.0.1:{ground.address[1]}"
-            options = SimOptions(endpoint=endpoint, autopilot=autopilot, failures=failures, seed=seed)
-            sim = await stack.enter_async_context(SimVehicle(options, journal=ground.journal.append))
-            ground.flying = asyncio.create_task(sim.fly())
-            stack.push_async_callback(stop, ground.flying)
-            assert await ground.vehicle.wait_connected(20.0)
-            return ground, sim
-
-        yield open_one
-
-
-async def stop(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(20.0):
-        while not condition():
-            await asyncio.sleep(0.01)
+from petalbus.handlers.mavlink.sim.failures import Failures
+from petalbus.handlers.mavlink.sim.node import SimVehicle
 
 
 def contents(sim: SimVehicle, place: int) -> bytes:
     return bytes(sim.disk.files[sim.disk.logs[place].path])
 
 
-@pytest.mark.parametrize("autopilot", [PX4, ARDUPILOT], ids=["px4", "ardupilot"])
+@BOTH
 @pytest.mark.parametrize(("loss", "place"), [(0.0, 1), (0.1, 1), (0.3, 0)])
 async def test_list_and_download(open_ground: Callable[..., Any], autopilot: Any, loss: float, place: int) -> None:
     ground, sim = await open_ground(autopilot, Failures(loss=loss, duplicate=loss / 2), seed=7)
@@ -123,7 +56,7 @@ async def test_a_part_of_a_log_and_an_empty_one(open_ground: Callable[..., Any])
     assert await ground.logs.download(0) == bytes(900), "zeros at a message's end do not travel"
 
 
-@pytest.mark.parametrize("autopilot", [PX4, ARDUPILOT], ids=["px4", "ardupilot"])
+@BOTH
 async def test_many_entries_with_loss_and_none_at_all(open_ground: Callable[..., Any], autopilot: Any) -> None:
     ground, sim = await open_ground(autopilot, Failures(loss=0.3, duplicate=0.2), seed=5)
     sim.disk.logs = [sim.disk.logs[0]] * 120
@@ -138,7 +71,7 @@ async def test_many_entries_with_loss_and_none_at_all(open_ground: Callable[...,
         await ground.logs.download(first, timeout=20.0)
 
 
-@pytest.mark.parametrize("autopilot", [PX4, ARDUPILOT], ids=["px4", "ardupilot"])
+@BOTH
 async def test_what_is_refused(open_ground: Callable[..., Any], autopilot: Any) -> None:
     ground, _ = await open_ground(autopilot)
     for wrong in (4, 60_000):

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pymavlink.dialects.v20 import all as mavlink
 
-from mavlink.mission_ground import BOTH, PROTOCOL, mission, opener, until
+from mavlink.ground import BOTH, until
 from mavlink.peer import ARDUPILOT as ARDUPILOT_NUMBER
 from mavlink.peer import PX4 as PX4_NUMBER
 from mavlink.peer import Peer
+from mavlink.some_missions import PROTOCOL, mission
 from petalbus.handlers.mavlink.missions.client import MissionDiffers, MissionRefused
 from petalbus.handlers.mavlink.wire.dialect import load_dialect
 from petalbus.handlers.mavlink.wire.framing import Framer
 
 CAPTURES = Path(__file__).resolve().parents[3] / "shared" / "data" / "captures"
-
-
-@pytest.fixture
-async def open_ground() -> AsyncIterator[Callable[..., Any]]:
-    async with opener() as open_one:
-        yield open_one
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ async def test_an_emergency_stop_does_not_wait_for_the_landing_of_the_same_sende
         await asyncio.gather(landing, return_exceptions=True)
 
 
+@pytest.mark.alone
 async def test_a_landing_does_not_wait_for_the_takeoff_of_the_same_sender(vehicle: Rig) -> None:
     """An ordinary command, behind one that is still being carried out; and behind more long work than there is room."""
 

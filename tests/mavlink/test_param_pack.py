@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mavlink.ftp_rig import AUTOPILOTS, rig
+from mavlink.ground import ftp_rig
 from petalbus.handlers.mavlink.files.ftp_read import Pieces
 from petalbus.handlers.mavlink.files.ftp_wire import FTP_ID, FtpPacket, Opcode, pack_packet, unpack_packet
 from petalbus.handlers.mavlink.params.pack import (
@@ -25,6 +25,7 @@ from petalbus.handlers.mavlink.params.pack import (
     encode_param_pack,
 )
 from petalbus.handlers.mavlink.params.values import ParamType
+from petalbus.handlers.mavlink.sim.autopilot import AUTOPILOTS
 from petalbus.handlers.mavlink.wire.dialect import load_dialect
 from petalbus.handlers.mavlink.wire.framing import Framer
 
@@ -129,7 +130,7 @@ def test_the_recorded_file() -> None:
 
 async def test_over_a_bad_wire() -> None:
     """With gaps filled in the same steps as the burst, for its padding depends on them."""
-    async with rig(AUTOPILOTS["ardupilot"], loss=0.1) as (ftp, vehicle, _):
+    async with ftp_rig(AUTOPILOTS["ardupilot"], loss=0.1) as (ftp, vehicle, _):
         store = vehicle.sim.params.store
         entries = [PackedParam(name, at, ParamType.INT16) for at, name in enumerate(store.names)]
         data = encode_param_pack(entries, block=239)

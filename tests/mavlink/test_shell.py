@@ -3,82 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from pymavlink.dialects.v20 import all as mavlink
 
+from mavlink.ground import Ground
 from mavlink.peer import Peer
 from petalbus.handlers.mavlink.errors import NotConnected, OrderInvalid
 from petalbus.handlers.mavlink.files.shell import LONGEST_LINE, Shell, ShellUnavailable, ShellUnconfirmed
-from petalbus.handlers.mavlink.flight.vehicle import Vehicle
 from petalbus.handlers.mavlink.sim.autopilot import ARDUPILOT, PX4
-from petalbus.handlers.mavlink.sim.failures import PERFECT_WIRE, Failures
-from petalbus.handlers.mavlink.sim.node import SimOptions, SimVehicle
-from petalbus.handlers.mavlink.wire.calls import Calls
-from petalbus.handlers.mavlink.wire.link import Link
+from petalbus.handlers.mavlink.sim.failures import Failures
 
 LOG = "/fs/microsd/log/2026-11-01/12_00_01.ulg"
 
 
-class Ground:
-    """A link that listens, with everything above it that a shell needs."""
-
-    def __init__(self) -> None:
-        self.link = Link("udpin:127.0.0.1:0", on_frames=self._on_frames)
-        send, payload = self.link.send, self.link.send_payload
-        self.vehicle = Vehicle(lambda message, system: send(message, system=system), dialect=self.link.dialect)
-        self.calls = Calls(
-            lambda message, system: send(message, system=system),
-            lambda msgid, data, system: payload(msgid, data, system=system),
-            dialect=self.link.dialect,
-            system=2,
-            component=140,
-        )
-        self.shell = Shell(self.calls, self.vehicle)
-        self.journal: list[dict[str, Any]] = []
-
-    def _on_frames(self, frames: Any, _mono: int) -> None:
-        self.vehicle.on_frames(frames)
-        self.calls.on_frames(frames)
-
-    @property
-    def address(self) -> tuple[str, int]:
-        address: tuple[str, int] = self.link.transport.local  # type: ignore[attr-defined]
-        return address
-
-    @property
-    def lines(self) -> list[str]:
-        """What the simulated shell ran."""
-        return [entry["line"].rstrip() for entry in self.journal if entry["event"] == "shell"]
-
-
-@pytest.fixture
-async def open_ground() -> AsyncIterator[Callable[..., Any]]:
-    """``ground, sim = await open_ground(PX4, Failures(...))``; without an autopilot nobody is there yet."""
-    async with AsyncExitStack() as stack:
-
-        async def open_one(autopilot: Any = None, failures: Failures = PERFECT_WIRE, seed: int = 1) -> Any:
-            ground = Ground()
-            await stack.enter_async_context(ground.link)
-            if autopilot is None:
-                return ground
-            endpoint = f"udpout:127.0.0.1:{ground.address[1]}"
-            options = SimOptions(endpoint=endpoint, autopilot=autopilot, failures=failures, seed=seed)
-            sim = await stack.enter_async_context(SimVehicle(options, journal=ground.journal.append))
-            stack.push_async_callback(stop, asyncio.create_task(sim.fly()))
-            assert await ground.vehicle.wait_connected(20.0)
-            return ground, sim
-
-        yield open_one
-
-
-async def stop(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+def lines(ground: Ground) -> list[str]:
+    """What the simulated shell ran."""
+    return [entry["line"].rstrip() for entry in ground.events("shell")]
 
 
 async def test_commands_and_what_they_print(open_ground: Callable[..., Any]) -> None:
@@ -97,7 +40,7 @@ async def test_commands_and_what_they_print(open_ground: Callable[..., Any]) -> 
     assert LOG not in sim.disk.files
     long = "ls /" + "x" * (LONGEST_LINE - 4)
     assert await run(long) == "nsh: ls: stat failed: 2\n"
-    assert ground.lines[-1] == long, "a line of two messages"
+    assert lines(ground)[-1] == long, "a line of two messages"
 
 
 @pytest.mark.parametrize(("failures", "seed"), [((0.1, 0.02), 1), ((0.3, 0.0), 2), ((0.3, 0.05), 3)])
@@ -106,20 +49,20 @@ async def test_with_loss_no_other_line_runs_and_none_twice(
 ) -> None:
     loss, delay = failures
     wire = Failures(loss=loss, delay=delay, duplicate=0.1)
-    ground, sim = await open_ground(PX4, wire, seed)
+    ground, sim = await open_ground(PX4, wire, seed=seed)
     wanted = [f"rm {LOG}", "ls /" + "y" * 90, "logger status"]
     ran: list[str] = []
     for command in wanted:
         try:
             text = await ground.shell.run(command, timeout=8.0)
         except (ShellUnavailable, ShellUnconfirmed):
-            assert ground.lines == ran, "an error means that it did not run"
+            assert lines(ground) == ran, "an error means that it did not run"
             continue
-        if ground.lines == ran:
+        if lines(ground) == ran:
             assert not ground.shell.complete, "the line's end was lost each time"
         else:
             ran.append(command)
-        assert ground.lines == ran
+        assert lines(ground) == ran
         if ground.shell.complete and command == "logger status" and text.endswith("\n"):
             assert "logger" in text
     assert ran, "with so much time some get through"
@@ -150,7 +93,7 @@ async def test_what_cannot_be_typed(open_ground: Callable[..., Any], command: st
     ground, _ = await open_ground(PX4)
     with pytest.raises(OrderInvalid, match="field 'command'"):
         await ground.shell.run(command)
-    assert ground.lines == []
+    assert lines(ground) == []
 
 
 async def test_nobody_is_there(open_ground: Callable[..., Any]) -> None:

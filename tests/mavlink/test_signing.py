@@ -301,6 +301,7 @@ def test_time_that_has_run_out_does_not_overflow() -> None:
         b"\xfe" + heartbeat()[1:],
         Signer(KEY).sign(heartbeat()),
     ],
+    ids=["nothing", "a byte", "too short", "too long", "another version", "signed already"],
 )
 def test_only_whole_unsigned_frames_are_signed(data: bytes) -> None:
     with pytest.raises(ValueError, match="MAVLink 2 frame"):

@@ -92,9 +92,12 @@ def raw_value(message: Any) -> bytes:
 
 async def test_the_usual_messages_at_the_usual_rates(ground: Callable[..., Any]) -> None:
     station = await ground()
+    station.peer.heartbeat()
+    await station.peer.until(lambda: station.peer.of("HOME_POSITION"))
     first = len(station.peer.heard)
     began = time.monotonic()
-    await station.peer.until(lambda: len(station.peer.of("HEARTBEAT")) >= 4)
+    beats = len(station.peer.of("HEARTBEAT"))
+    await station.peer.until(lambda: len(station.peer.of("HEARTBEAT")) >= beats + 4)
     took = time.monotonic() - began
     heard = [message.get_type() for message in station.peer.heard[first:]]
     rates = {name: heard.count(name) / took for name in set(heard)}
@@ -109,6 +112,9 @@ async def test_the_usual_messages_at_the_usual_rates(ground: Callable[..., Any])
         "SYS_STATUS": 1,
         "BATTERY_STATUS": 1,
         "SYSTEM_TIME": 1,
+        "TIMESYNC": 1,
+        "HOME_POSITION": 0.5,
+        "MISSION_CURRENT": 1,
     }
     assert rates.keys() == expected.keys()
     for name, rate in expected.items():
@@ -213,13 +219,15 @@ async def test_commands_for_others_are_not_answered(ground: Callable[..., Any]) 
 class TestParameters:
     """Both encodings, served as the two autopilots serve them."""
 
-    async def test_px4_list_is_complete_and_ends_with_the_hash(self, ground: Callable[..., Any]) -> None:
+    async def test_px4_list_begins_with_the_hash_and_is_complete(self, ground: Callable[..., Any]) -> None:
         station = await ground()
         station.peer.send(station.peer.mav.param_request_list_encode(1, 1))
-        await station.peer.until(lambda: any(m.param_id == "_HASH_CHECK" for m in station.peer.of("PARAM_VALUE")))
-        values = station.peer.of("PARAM_VALUE")
+        values = await station.peer.until(lambda: station.peer.of("PARAM_VALUE"))
         count = values[0].param_count
-        assert [m.param_index for m in values[:-1]] == list(range(count))
+        await station.peer.until(lambda: len(station.peer.of("PARAM_VALUE")) > count)
+        values = station.peer.of("PARAM_VALUE")
+        assert values[0].param_id == "_HASH_CHECK"
+        assert [m.param_index for m in values[1:]] == list(range(count))
         autostart = next(m for m in values if m.param_id == "SYS_AUTOSTART")
         assert decode_value(raw_value(autostart), autostart.param_type, ParamEncoding.BYTEWISE) == 4001
 

@@ -123,6 +123,7 @@ class TestDoubt:
 class TestConnection:
     """Whether there is a vehicle, by monotonic time."""
 
+    @pytest.mark.alone
     async def test_nobody_heard_is_a_clear_error_at_once(self, open_station: Connect) -> None:
         station = await open_station()
         for order in (ARM, STOP):

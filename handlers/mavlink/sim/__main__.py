@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             wrong_echo=options.wrong_echo,
             reboot_after=options.reboot_after,
             more_params=options.more_params,
+            quiet=options.quiet,
             silence=frozenset(_command_number(text) for text in options.silence),
         )
         asyncio.run(_run(wanted, journal=options.journal, with_parent=options.exit_with_parent))
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--endpoint", default="udpout:127.0.0.1:14551", help="udpout:HOST:PORT or udpin:HOST:PORT")
     parser.add_argument("--autopilot", choices=sorted(AUTOPILOTS), default="px4", help="whose ways to imitate")
-    parser.add_argument("--sysid", type=int, default=1, help="its MAVLink system id")
+    parser.add_argument("--sysid", "--system", type=int, default=1, help="its MAVLink system id")
     parser.add_argument("--seed", type=int, default=1, help="of noise and failures")
     parser.add_argument("--loss", type=float, default=0.0, help="share of datagrams lost, each way (0 to 1)")
     parser.add_argument("--delay-ms", type=float, default=0.0, help="delay, each way")
@@ -111,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--silence", action="append", default=[], metavar="CMD", help="obey this MAV_CMD, and never acknowledge it"
     )
+    parser.add_argument("--quiet", action="store_true", help="no telemetry but heartbeats until somebody asks for it")
     parser.add_argument("--more-params", type=int, default=0, metavar="N", help="so many parameters more")
     parser.add_argument(
         "--journal", type=Path, metavar="FILE", help="append a JSON line for each command; - is the standard output"

@@ -48,6 +48,12 @@ class Autopilot:
     mode_numbers: Mapping[Mode, tuple[int, int, int]]
     """Mode -> custom_mode, and param2 and param3 of DO_SET_MODE that choose it."""
     base_mode: int
+    """HEARTBEAT.base_mode of a disarmed vehicle that flies by itself."""
+    manual_base_mode: int
+    """The same in the mode that a pilot flies."""
+    boot_base_mode: int
+    boot_status: int
+    """The same and MAV_STATE while it boots."""
     cannot: Result
     """Its answer to what it understands and will not do now."""
     bad_mode: Result
@@ -78,7 +84,7 @@ PX4: Final = Autopilot(
     name="px4",
     number=12,
     encoding=ParamEncoding.BYTEWISE,
-    capabilities=2 | 8 | 16 | 32 | 8192,
+    capabilities=2 | 4 | 8 | 16 | 32 | 8192 | 16384 | 32768,
     first_mode=Mode.HOLD,
     mode_numbers={
         Mode.MANUAL: _px4(3, 0),
@@ -90,6 +96,9 @@ PX4: Final = Autopilot(
         Mode.LAND: _px4(4, 6),
     },
     base_mode=29,
+    manual_base_mode=81,
+    boot_base_mode=29,
+    boot_status=0,
     cannot=Result.TEMPORARILY_REJECTED,
     bad_mode=Result.DENIED,
     takeoff_from=frozenset(Mode),
@@ -105,7 +114,7 @@ ARDUPILOT: Final = Autopilot(
     name="ardupilot",
     number=3,
     encoding=ParamEncoding.C_CAST,
-    capabilities=2 | 8 | 32 | 8192 | 131072,
+    capabilities=2 | 4 | 8 | 32 | 8192 | 16384 | 32768,
     first_mode=Mode.MANUAL,
     mode_numbers={
         Mode.MANUAL: _ardupilot(0),
@@ -117,6 +126,9 @@ ARDUPILOT: Final = Autopilot(
         Mode.LAND: _ardupilot(9),
     },
     base_mode=89,
+    manual_base_mode=81,
+    boot_base_mode=89,
+    boot_status=1,
     cannot=Result.FAILED,
     bad_mode=Result.FAILED,
     takeoff_from=frozenset((Mode.GUIDED,)),

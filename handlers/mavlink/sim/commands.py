@@ -8,6 +8,8 @@ from typing import Any, Final, NamedTuple
 
 from petalbus.handlers.mavlink.sim.autopilot import Mode, Result
 from petalbus.handlers.mavlink.sim.flight import FORCE, Flight
+from petalbus.handlers.mavlink.sim.missions import Missions
+from petalbus.handlers.mavlink.sim.pilot import start
 from petalbus.handlers.mavlink.sim.streams import METRES_PER_DEGREE, Streams
 from petalbus.handlers.mavlink.wire.dialect import Dialect
 from petalbus.handlers.mavlink.wire.framing import Frame
@@ -16,7 +18,9 @@ COMMAND_INT_ID: Final = 75
 COMMAND_LONG_ID: Final = 76
 _AUTOPILOT_COMPONENT: Final = 1
 _AUTOPILOT_VERSION: Final = 148
+_HOME_POSITION: Final = 242
 _ABOVE_HOME: Final = (3, 6)
+_AS_IT_IS: Final = -1
 _MOTORS: Final = (1, 2, 3, 4)
 _PX4_FUNCTIONS: Final = 1100
 """PX4 also takes its own numbers of output functions."""
@@ -57,6 +61,7 @@ class Commands:
         clock: Callable[[], float],
         reboot: Callable[[], None],
         report_interval: Callable[[int, int], None],
+        missions: Missions | None = None,
     ) -> None:
         self._flight = flight
         self._streams = streams
@@ -66,6 +71,10 @@ class Commands:
         self._clock = clock
         self._reboot = reboot
         self._report_interval = report_interval
+        self.without: frozenset[int] = frozenset()
+        """MAV_CMD numbers that this vehicle does not know."""
+        self._missions = missions
+        self._asked: int | None = None
         self._frame: int | None = None
         self._table: dict[int, Obey] = {
             20: lambda _: flight.set_mode(Mode.RETURN),
@@ -75,7 +84,10 @@ class Commands:
             192: self._reposition,
             209: self._ardupilot_motor,
             310: self._px4_motor,
+            224: self._set_current,
             246: self._obey_reboot,
+            410: lambda _: self._request(_HOME_POSITION),
+            300: self._start_mission,
             400: self._arm_disarm,
             510: self._get_interval,
             511: self._set_interval,
@@ -87,8 +99,8 @@ class Commands:
     def receive(self, frame: Frame) -> Answer | None:
         """Carry out the command in ``frame``; None when it is for somebody else.
 
-        A message that a command asks for leaves before the acknowledgement, as PX4 does it: who starts to listen only
-        when the acknowledgement is in misses it.
+        A message that a command asks for leaves before the acknowledgement with PX4: who starts to listen only when
+        the acknowledgement is in misses it. ArduPilot acknowledges first: see ``send_asked``.
         """
         fields = self._dialect.fields(frame)
         if fields["target_system"] not in (0, self._system):
@@ -97,7 +109,7 @@ class Commands:
             return None
         command = _read(frame, fields)
         self._frame = fields["frame"] if frame.msgid == COMMAND_INT_ID else None
-        obey = self._table.get(command.number)
+        obey = None if command.number in self.without else self._table.get(command.number)
         result = Result.UNSUPPORTED if obey is None else obey(command.params)
         return Answer(command, result, command.number in self._silent)
 
@@ -123,6 +135,18 @@ class Commands:
         north = (params[4] / 1e7 - autopilot.latitude) * METRES_PER_DEGREE
         east = (params[5] / 1e7 - autopilot.longitude) * METRES_PER_DEGREE
         return self._flight.go_to(north, east * math.cos(math.radians(autopilot.latitude)), height)
+
+    def _set_current(self, params: Sequence[float]) -> Result:
+        """DO_SET_MISSION_CURRENT: PX4 denies what is not in the list, for ArduPilot it failed."""
+        number = _whole(params[0])
+        if self._missions is None or number is None:
+            return Result.DENIED
+        if number == _AS_IT_IS or self._missions.set_current(number):
+            return Result.ACCEPTED
+        return Result.DENIED if self._flight.autopilot.name == "px4" else Result.FAILED
+
+    def _start_mission(self, _params: Sequence[float]) -> Result:
+        return Result.UNSUPPORTED if self._missions is None else start(self._flight, self._missions)
 
     def _ardupilot_motor(self, params: Sequence[float]) -> Result:
         return self._motor("ardupilot", params[0], params[2] / 100.0)
@@ -167,8 +191,19 @@ class Commands:
 
     def _request(self, wanted: float) -> Result:
         msgid = _whole(wanted)
-        sent = msgid is not None and self._streams.request(msgid, self._clock())
-        return Result.ACCEPTED if sent else Result.DENIED
+        if msgid is None or not self._streams.knows(msgid):
+            return Result.DENIED if self._flight.autopilot.name == "px4" else Result.FAILED
+        if self._flight.autopilot.name == "px4":
+            self._streams.request(msgid, self._clock())
+        elif not self._flight.booting:  # while it boots, ArduPilot acknowledges and sends nothing
+            self._asked = msgid
+        return Result.ACCEPTED
+
+    def send_asked(self) -> None:
+        """Send the message that the last command asked for, where that was left for after the acknowledgement."""
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            self._streams.request(asked, self._clock())
 
 
 def _whole(value: float) -> int | None:

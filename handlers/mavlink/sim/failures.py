@@ -102,6 +102,10 @@ class FaultyTransport:
         if self._receiver is not None:
             self._receiver.drained()
 
+    def leaving(self, data: bytes, address: Address) -> bytes:
+        """As above says."""
+        return data if self._receiver is None else self._receiver.leaving(data, address)
+
     def closed(self, address: Address) -> None:
         """Hand on, after what is still under way from there."""
         self._pass_on(lambda: None if self._receiver is None else self._receiver.closed(address))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 
 from petalbus.handlers.mavlink.sim.airframe import Airframe, LandedState
-from petalbus.handlers.mavlink.sim.autopilot import Autopilot, Mode, Result
+from petalbus.handlers.mavlink.sim.autopilot import PX4, Autopilot, Mode, Result
 from petalbus.handlers.mavlink.sim.params import ParamStore
 
 FORCE = 21196
 _MIN_TAKEOFF_CHARGE = 0.1
 _MAX_HEIGHT = 10_000.0
 _MAX_DISTANCE = 20_000.0
+_STANDBY, _ACTIVE, _EMERGENCY = 3, 4, 6
 
 
 class Flight:
@@ -22,6 +23,9 @@ class Flight:
         self.airframe = airframe
         self.mode = autopilot.first_mode
         self.params = params
+        self.booting = False
+        """True for the first moments after a reboot."""
+        self.rebooted = False
 
     @property
     def custom_mode(self) -> int:
@@ -31,7 +35,22 @@ class Flight:
     @property
     def base_mode(self) -> int:
         """HEARTBEAT.base_mode."""
-        return self.autopilot.base_mode | (128 if self.airframe.armed else 0)
+        kind = self.autopilot
+        if self.booting:
+            return kind.boot_base_mode
+        base = kind.manual_base_mode if self.mode is Mode.MANUAL else kind.base_mode
+        return base | (128 if self.airframe.armed else 0)
+
+    @property
+    def status(self) -> int:
+        """HEARTBEAT.system_status. PX4 is active when it is armed, ArduPilot when it flies."""
+        frame = self.airframe
+        if self.booting:
+            return self.autopilot.boot_status
+        if frame.in_air and not frame.armed:
+            return _EMERGENCY
+        active = frame.armed if self.autopilot is PX4 else frame.in_air
+        return _ACTIVE if active else _STANDBY
 
     def arm(self) -> Result:
         """Arm, unless the battery is empty, it falls, or the mode is one to come down."""
@@ -48,8 +67,8 @@ class Flight:
         if self.airframe.in_air and not force:
             return self.autopilot.cannot
         self.airframe.disarm()
-        if not self.airframe.in_air and self.mode is not Mode.MANUAL:
-            self.mode = self.autopilot.first_mode
+        if not self.airframe.in_air and self.autopilot is PX4 and self.mode is not Mode.MANUAL:
+            self.mode = Mode.HOLD  # ArduPilot stays in the mode in which it came down
         return Result.ACCEPTED
 
     def takeoff(self, altitude: float) -> Result:
@@ -90,10 +109,16 @@ class Flight:
         if not 0.0 < height <= _MAX_HEIGHT or math.hypot(north, east) > _MAX_DISTANCE:
             return Result.DENIED
         self.mode = Mode.GUIDED if Mode.GUIDED in self.autopilot.mode_numbers else Mode.HOLD
+        self.fly_to(north, east, height)
+        return Result.ACCEPTED
+
+    def fly_to(self, north: float, east: float, height: float) -> None:
+        """Head for a place, metres from home, in whatever mode it is."""
+        frame = self.airframe
         frame.place = north, east
         frame.climb_to(height)
-        frame.landed = LandedState.IN_AIR
-        return Result.ACCEPTED
+        if frame.height > 0.0:
+            frame.landed = LandedState.IN_AIR
 
     def step(self, seconds: float) -> None:
         """Let time pass: move, end a takeoff in hold, disarm by itself on the ground."""

@@ -22,6 +22,7 @@ from petalbus.handlers.mavlink.files.ftp_wire import (
 )
 from petalbus.handlers.mavlink.sim.autopilot import PX4, Autopilot
 from petalbus.handlers.mavlink.sim.disk import Disk, DiskFull
+from petalbus.handlers.mavlink.sim.made_files import SYSTEM_FILES, SYSTEM_FOLDER
 from petalbus.handlers.mavlink.sim.service import Onboard
 from petalbus.handlers.mavlink.wire.framing import Frame
 
@@ -34,6 +35,8 @@ _ARDUPILOT_BURST: Final = 2000 * MOST_DATA
 _ARDUPILOT_SESSIONS: Final = 5
 _IDLE_S: Final = 10.0
 _MOST_CLIENTS: Final = 16
+_UNKNOWN_SIZE: Final = 100_000
+"""What ArduPilot tells of files that it makes when somebody reads them."""
 
 Client = tuple[int, int]
 """System and component."""
@@ -337,18 +340,30 @@ class FtpServer:
 
     def _list(self, path: str, offset: int) -> bytes:
         try:
-            entries = [Entry(*item) for item in self._disk.listed(path)]
+            entries = self._system_files() if self._is_system(path) else self._entries(path)
         except KeyError:
             raise _Nak(FtpNak.FILE_NOT_FOUND) from None
-        dots = [b"S\0", b"S\0"] if self._px4 else [b"D.\0", b"D..\0"]
+        dots = [b"S\0", b"S\0"] if self._px4 else [] if self._is_system(path) else [b"D.\0", b"D..\0"]
         data = b""
-        for raw in [*dots, *map(pack_entry, entries)][offset:]:
+        end = b"" if self._px4 else b"\0"  # ArduPilot's entries end with two zeros
+        for entry in [*dots, *map(pack_entry, entries)][offset:]:
+            raw = entry + end
             if len(data) + len(raw) > MOST_DATA:
                 break
             data += raw
         if not data:
             raise _Nak(FtpNak.END_OF_FILE)
         return data
+
+    def _is_system(self, path: str) -> bool:
+        return not self._px4 and path == f"/{SYSTEM_FOLDER}"
+
+    def _system_files(self) -> list[Entry]:
+        return [Entry(name, _UNKNOWN_SIZE) for name in SYSTEM_FILES]
+
+    def _entries(self, path: str) -> list[Entry]:
+        system = [] if self._px4 or path != "/" else [Entry(SYSTEM_FOLDER, None)]
+        return [*system, *(Entry(*one) for one in self._disk.listed(path))]
 
     def _remove_folder(self, path: str) -> bytes:
         if path not in self._disk.folders:

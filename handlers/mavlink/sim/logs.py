@@ -94,9 +94,10 @@ class LogServer:
         if not self._disk.logs:
             self._entries, self._last = range(1), 0
             return
-        self._last = min(end, highest)
+        # PX4 counts its logs from 0 and yet tells their number as the last one
+        self._last = min(end, highest + 1 if self._px4 else highest)
         begin = min(start, highest) if self._px4 else max(start, 1)
-        self._entries = range(begin, max(self._last, begin) + 1)
+        self._entries = range(begin, max(min(self._last, highest), begin) + 1)
 
     def _request(self, fields: dict[str, Any]) -> None:
         place = fields["id"] - self._first

@@ -33,6 +33,8 @@ _ITEM, _REQUEST, _SET_CURRENT, _REQUEST_LIST, _COUNT, _CLEAR_ALL, _ACK, _REQUEST
 )
 _CURRENT: Final = 42
 _ALL_KINDS: Final = 255
+_NO_MISSION, _NOT_STARTED, _NOT_IN_MODE = 1, 2, 2
+_NO_TOTAL: Final = 65535
 _ACK_LAYOUT: Final = struct.Struct("<BBBBI")
 _COUNT_LAYOUT: Final = struct.Struct("<HBBBI")
 _CURRENT_LAYOUT: Final = struct.Struct("<HHBBIII")
@@ -103,10 +105,15 @@ class Missions:
         self._ids = [0, 0, 0]
         self.current = -1
         """The item to be flown; -1: from the first on."""
+        self.told: Callable[[], tuple[int, int]] = lambda: (_NOT_STARTED, _NOT_IN_MODE)
+        """MISSION_CURRENT's mission_state and mission_mode, where there is a mission."""
+        self.quiet = False
+        """Whether MISSION_CURRENT waits until something happens."""
         self._upload: _Upload | None = None
         self._sending: _Sending | None = None
         self._last: _Upload | None = None
         self._told = 0.0
+        self._said: tuple[int, int, int, int] | None = None
         self._answers: dict[int, Callable[[tuple[int, int], dict[str, Any]], None]] = {
             _REQUEST_LIST: self._on_list,
             _COUNT: self._on_count,
@@ -144,8 +151,9 @@ class Missions:
         if sending is not None and now - sending.heard > self._give_up:
             self._sending = None
             self._say("Operation timeout")
-        if self.items[0] and now - self._told >= 1.0:
-            self._tell_current()
+        news = self._px4 and self._said != self._position()
+        if news or ((self.items[0] or self._px4) and not self.quiet and now - self._told >= 1.0):
+            self.tell_current()
 
     def reset(self) -> None:
         """The vehicle boots: what was under way is forgotten."""
@@ -339,15 +347,18 @@ class Missions:
             self._acknowledge(sender, kind, MissionResult.ACCEPTED)
 
     def _on_set_current(self, _sender: tuple[int, int], fields: dict[str, Any]) -> None:
-        seq = fields["seq"]
-        if seq >= len(self.items[0]) or self._upload is not None:
-            if self._px4:
-                self._say("WPM: WP CURR CMD: Not in list" if self._upload is None else "WPM: IGN WP CURR CMD: Busy")
-            return
+        if not self.set_current(fields["seq"]) and self._px4:
+            self._say("WPM: WP CURR CMD: Not in list" if self._upload is None else "WPM: IGN WP CURR CMD: Busy")
+
+    def set_current(self, seq: int) -> bool:
+        """Make an item the one to be flown; False when there is none, or the list is being replaced."""
+        if not 0 <= seq < len(self.items[0]) or self._upload is not None:
+            return False
         self.current = seq
         self._onboard.note({"event": "mission current", "seq": seq})
         if not self._px4:
-            self._tell_current()
+            self.tell_current()
+        return True
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
@@ -361,12 +372,19 @@ class Missions:
     def _acknowledge(self, to: tuple[int, int], kind: int, result: MissionResult, list_id: int = 0) -> None:
         self._onboard.send_payload(_ACK, _ACK_LAYOUT.pack(*to, result, kind, list_id))
 
-    def _tell_current(self) -> None:
-        """MISSION_CURRENT: not started. ArduPilot does not count home."""
+    def tell_current(self) -> None:
+        """MISSION_CURRENT. ArduPilot does not count home, PX4 tells the largest number when it has no mission."""
         self._told = self._onboard.since_boot()
-        total = len(self.items[0]) - (0 if self._px4 else 1)
-        payload = _CURRENT_LAYOUT.pack(max(0, self.current), max(0, total), 2, 2, *self._ids)
+        self._said = self._position()
+        payload = _CURRENT_LAYOUT.pack(*self._said, *self._ids)
         self._onboard.send_payload(_CURRENT, payload)
+
+    def _position(self) -> tuple[int, int, int, int]:
+        """The current item, the total, the state and the mode."""
+        count = len(self.items[0])
+        state, mode = self.told() if count else (_NO_MISSION, _NOT_IN_MODE)
+        total = (count or _NO_TOTAL) if self._px4 else max(0, count - 1)
+        return max(0, self.current), total, state, mode
 
     def _say(self, text: str) -> None:
         self._onboard.send(self._onboard.dialect.message("STATUSTEXT", severity=6, text=text))

@@ -24,8 +24,11 @@ from petalbus.handlers.mavlink.sim.commands import COMMAND_INT_ID, COMMAND_LONG_
 from petalbus.handlers.mavlink.sim.disk import Disk
 from petalbus.handlers.mavlink.sim.failures import PERFECT_WIRE, Failures, FaultyTransport
 from petalbus.handlers.mavlink.sim.flight import Flight
+from petalbus.handlers.mavlink.sim.habits import Habits
+from petalbus.handlers.mavlink.sim.missions import Missions
 from petalbus.handlers.mavlink.sim.param_sets import ARDUPILOT_PARAMS, PX4_PARAMS, more_params
 from petalbus.handlers.mavlink.sim.params import ParamServer, ParamStore
+from petalbus.handlers.mavlink.sim.pilot import Pilot
 from petalbus.handlers.mavlink.sim.service import Onboard
 from petalbus.handlers.mavlink.sim.services import make_services
 from petalbus.handlers.mavlink.sim.streams import Streams
@@ -38,10 +41,17 @@ log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.02
 REBOOT_S: Final = 1.5
+BOOT_S: Final = 0.6
+"""How long it says after a reboot that it boots."""
 _COMPONENT: Final = 1
 _MOST_TICKS_MADE_UP: Final = 5
 _PARAM_REQUEST_READ: Final = 20
 _PARAM_REQUEST_LIST: Final = 21
+_REQUEST_DATA_STREAM: Final = 66
+_TIMESYNC: Final = 111
+_ALL_STREAMS: Final = 0
+_HELLO_S: Final = 0.1
+_MOST_GREETED: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,8 @@ class SimOptions:
     """Share of parameter settings that are answered with another value, and not carried out."""
     reboot_after: float | None = None
     """Seconds until it reboots by itself, once."""
+    quiet: bool = False
+    """Send no more than heartbeats until somebody asks, as an ArduPilot does that is not set up to."""
     more_params: int = 0
     """How many parameters it has beyond its few: real vehicles have a thousand."""
 
@@ -90,7 +102,12 @@ class SimVehicle:
             is_wrong=lambda: rng.random() < options.wrong_echo,
         )
         self.flight = Flight(options.autopilot, Airframe(rng), self.params.store)
-        self.streams = Streams(self.flight, dialect, rng=rng, send=self._send)
+        self.streams = Streams(self.flight, dialect, rng=rng, send=self._send, quiet=options.quiet)
+        onboard = self._onboard(rng)
+        self.missions = Missions(onboard, options.autopilot)
+        self.missions.quiet = options.quiet and options.autopilot is not PX4
+        self.pilot = Pilot(self.flight, self.missions, reached=self._report_reached)
+        self.habits = Habits(self.flight, self.streams, dialect, system=options.system)
         self.commands = Commands(
             self.flight,
             self.streams,
@@ -100,14 +117,17 @@ class SimVehicle:
             clock=self._since_boot,
             reboot=self._reboot,
             report_interval=self._report_interval,
+            missions=self.missions,
         )
         self.disk = Disk(options.autopilot, seed=options.seed)
-        self.services = make_services(self._onboard(rng), options.autopilot, self.disk, self.params.store)
+        self.services = make_services(onboard, options.autopilot, self.disk, self.params.store, self.missions)
         self._answers = {msgid: service for service in self.services for msgid in service.handles}
         self._journal = journal
         self._booted = 0.0
         self._asleep_until = 0.0
         self._reboot_at: float | None = None
+        self._heard: set[tuple[int, int]] = set()
+        self._hello_at = 0.0
         self._stack = AsyncExitStack()
 
     def _onboard(self, rng: random.Random) -> Onboard:
@@ -153,9 +173,13 @@ class SimVehicle:
         if asyncio.get_running_loop().time() < self._asleep_until:
             return
         was_armed = self.flight.airframe.armed
+        self.flight.booting = self.flight.rebooted and self._since_boot() < BOOT_S
+        self.pilot.step()
         self.flight.step(TICK_S)
         if was_armed and not self.flight.airframe.armed:
             self._note({"event": "disarmed by itself"})
+        self._speak()
+        self._call()
         self.streams.tick(self._since_boot())
         if self._reboot_at is not None and asyncio.get_running_loop().time() >= self._reboot_at:
             self._reboot_at = None
@@ -164,6 +188,25 @@ class SimVehicle:
         for service in self.services:
             service.tick()
 
+    def _speak(self) -> None:
+        for message in self.habits.spoken(self._since_boot()):
+            self._send(message)
+
+    def _call(self) -> None:
+        """Until somebody is heard, heartbeats leave ten times a second: who starts later need not wait for the next."""
+        now = self._since_boot()
+        if not self._heard and now >= self._hello_at:
+            self._hello_at = now + _HELLO_S
+            self.streams.greet(now)
+
+    def _greet(self, frame: Frame) -> None:
+        """Who is heard for the first time gets a heartbeat at once."""
+        sender = frame.sysid, frame.compid
+        if sender in self._heard or len(self._heard) >= _MOST_GREETED:
+            return
+        self._heard.add(sender)
+        self.streams.greet(self._since_boot())
+
     def _since_boot(self) -> float:
         return asyncio.get_running_loop().time() - self._booted
 
@@ -171,6 +214,7 @@ class SimVehicle:
         if asyncio.get_running_loop().time() < self._asleep_until:
             return
         for frame in frames:
+            self._greet(frame)
             service = self._answers.get(frame.msgid)
             if service is not None:
                 service.receive(frame)
@@ -181,15 +225,42 @@ class SimVehicle:
             elif frame.msgid == PARAM_SET_ID:
                 wanted, system, component = unpack_param_set(frame.payload)
                 if self._is_for_us(system, component):
-                    self.params.set(wanted)
+                    self.params.set(wanted, (frame.sysid, frame.compid))
+            elif frame.msgid == _TIMESYNC:
+                self._answer_timesync(self.dialect.fields(frame))
+            elif frame.msgid == _REQUEST_DATA_STREAM:
+                self._stream(self.dialect.fields(frame))
             elif frame.msgid in (_PARAM_REQUEST_READ, _PARAM_REQUEST_LIST):
                 fields = self.dialect.fields(frame)
                 if not self._is_for_us(fields["target_system"], fields["target_component"]):
                     continue
                 if frame.msgid == _PARAM_REQUEST_LIST:
+                    self._send_banner()
                     self.params.request_list()
                 else:
-                    self.params.read(fields["param_id"], fields["param_index"])
+                    self.params.read(fields["param_id"], fields["param_index"], (frame.sysid, frame.compid))
+
+    def _answer_timesync(self, fields: dict[str, Any]) -> None:
+        if fields["tc1"] == 0:
+            now = int(self._since_boot() * 1e9)
+            self._send(self.dialect.message("TIMESYNC", tc1=now, ts1=fields["ts1"]))
+
+    def _stream(self, fields: dict[str, Any]) -> None:
+        """REQUEST_DATA_STREAM: ArduPilot obeys, PX4 does not know it."""
+        wanted = self._is_for_us(fields["target_system"], fields["target_component"])
+        if wanted and self.options.autopilot is not PX4 and fields["req_stream_id"] == _ALL_STREAMS:
+            rate = fields["req_message_rate"] if fields["start_stop"] else 0
+            self.streams.set_all(rate, self._since_boot())
+
+    def _send_banner(self) -> None:
+        if self.options.autopilot is not PX4:
+            for message in self.habits.banner():
+                self._send(message)
+
+    def _report_reached(self, seq: int) -> None:
+        self._note({"event": "mission item reached", "seq": seq})
+        self._send(self.dialect.message("MISSION_ITEM_REACHED", seq=seq))
+        self.missions.tell_current()
 
     def _is_for_us(self, system: int, component: int) -> bool:
         return system in (0, self.options.system) and component in (0, _COMPONENT)
@@ -217,6 +288,8 @@ class SimVehicle:
                     target_component=command.component,
                 ),
             )
+        self.commands.send_asked()
+        self._speak()
 
     def _reboot(self) -> None:
         """Silence, then a boot clock that starts again; parameters stay."""
@@ -224,7 +297,11 @@ class SimVehicle:
         self._note({"event": "reboot"})
         self._asleep_until = now + REBOOT_S
         self._booted = self._asleep_until
+        self.flight.rebooted = True
+        self._heard.clear()
+        self._hello_at = 0.0
         self.flight.mode = self.flight.autopilot.first_mode
+        self.habits.forget()
         self.streams.reset()
         for service in self.services:
             service.reset()
@@ -241,9 +318,10 @@ class SimVehicle:
     def _send_param(self, value: ParamValue) -> None:
         self.link.send_payload(PARAM_VALUE_ID, pack_param_value(value))
 
-    def _send_param_error(self, name: str, error: int) -> None:
+    def _send_param_error(self, name: str, error: int, asker: tuple[int, int]) -> None:
         # PX4 leaves the index of a read by name as it finds it
-        self._send(self.dialect.message("PARAM_ERROR", param_id=name, param_index=-1, error=error))
+        fields = {"target_system": asker[0], "target_component": asker[1]}
+        self._send(self.dialect.message("PARAM_ERROR", param_id=name, param_index=-1, error=error, **fields))
 
     def _note(self, entry: dict[str, Any]) -> None:
         if self._journal is not None:

@@ -57,17 +57,17 @@ ARDUPILOT_PARAMS: Final[tuple[tuple[str, ParamType, float], ...]] = (
     ("FENCE_ALT_MAX", _F, 100.0),
     ("FENCE_ENABLE", _I8, 0),
     ("FRAME_CLASS", _I8, 1),
-    ("FS_THR_ENABLE", _I8, 1),
     ("INS_GYR_ID", _I32, 2753028),
     ("LAND_SPEED", _I16, 50),
     ("LOG_BITMASK", _I32, 176126),
-    ("PILOT_SPEED_UP", _I16, 250),
+    ("MAV_SYSID", _I16, 1),
     ("RTL_ALT", _I16, 1500),
+    ("RTL_ALT_M", _F, 15.0),
     ("SIM_DISARM_LAND", _F, 2.0),
+    ("SIM_SPEEDUP", _F, 1.0),
     ("STAT_BOOTCNT", _I16, 1),
-    ("SYSID_THISMAV", _I16, 1),
     ("WPNAV_SPEED", _F, 500.0),
-    ("WPNAV_SPEED_UP", _F, 250.0),
+    ("WP_SPD", _F, 10.0),
 )
 
 

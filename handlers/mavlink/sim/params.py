@@ -1,7 +1,8 @@
 """The simulated vehicle's parameters, and how each autopilot serves them.
 
-PX4 answers at once, insists on the type, and says PARAM_ERROR. ArduPilot converts to its own type, serves reads from a
-queue of 20 that drops the rest in silence, five every 100 ms, and says nothing about names it does not know.
+PX4 answers at once and insists on the type. ArduPilot converts to its own type and serves reads from a queue of 20
+that drops the rest in silence, five every 100 ms; an integer that is set to its default comes back as a float. Both
+answer with PARAM_ERROR who asks for what they do not have.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class ParamStore:
         for name, kind, value in entries:
             self._types[name] = kind
             self._raw[name] = encode_value(value, kind, encoding)
+        self._defaults = dict(self._raw)
         self.names = list(self._types)
 
     def __len__(self) -> int:
@@ -59,6 +61,10 @@ class ParamStore:
         """Store four bytes of the parameter's own type."""
         self._raw[name] = raw
 
+    def is_default(self, name: str) -> bool:
+        """Whether the parameter has its first value."""
+        return self._raw[name] == self._defaults[name]
+
     def checksum(self) -> int:
         """PX4's hash: names and values in order, a CRC-32 without its usual inversions."""
         state = 0
@@ -71,15 +77,18 @@ def _crc32_plain(data: bytes, state: int) -> int:
     return ~zlib.crc32(data, ~state & 0xFFFFFFFF) & 0xFFFFFFFF
 
 
+Asker = tuple[int, int]
+"""System and component."""
 SendValue = Callable[[ParamValue], None]
-SendError = Callable[[str, int], None]
+SendError = Callable[[str, int, Asker], None]
 IsWrong = Callable[[], bool]
 
 
 class ParamServer:
-    """Answers parameter messages. ``send_error`` gets a name and a MAV_PARAM_ERROR."""
+    """Answers parameter messages. ``send_error`` gets a name, a MAV_PARAM_ERROR and who asked."""
 
     DOES_NOT_EXIST: Final = 1
+    READ_ONLY: Final = 5
     TYPE_MISMATCH: Final = 7
 
     def __init__(
@@ -98,36 +107,38 @@ class ParamServer:
         self._send_error = send_error
         self._is_wrong = is_wrong
         self._listing = -1
-        self._reads: deque[tuple[str, int]] = deque()
+        self._reads: deque[tuple[str, int, Asker]] = deque()
         self._ticks = 0
 
     def request_list(self) -> None:
         """PARAM_REQUEST_LIST: all of them, paced."""
+        if self._strict and self._listing < 0:
+            self._send_hash()
         self._listing = 0
 
-    def read(self, name: str, index: int) -> None:
+    def read(self, name: str, index: int, asker: Asker) -> None:
         """PARAM_REQUEST_READ, by index or, where that is -1, by name."""
         if self._strict:
-            self._answer_read(name, index)
+            self._answer_read(name, index, asker)
         elif len(self._reads) < _READ_QUEUE:
-            self._reads.append((name, index))
+            self._reads.append((name, index, asker))
 
-    def set(self, wanted: ParamValue) -> None:
+    def set(self, wanted: ParamValue, asker: Asker) -> None:
         """PARAM_SET: store and echo, or refuse."""
         store = self.store
         kind = store.type_of(wanted.name)
         if self._strict and wanted.name == HASH_NAME:
             self._listing = -1
+            self._send_error(wanted.name, self.READ_ONLY, asker)
         elif kind is None:
-            if self._strict:
-                self._send_error(wanted.name, self.DOES_NOT_EXIST)
+            self._send_error(wanted.name, self.DOES_NOT_EXIST, asker)
         elif self._strict and wanted.param_type != kind:
-            self._send_error(wanted.name, self.TYPE_MISMATCH)
+            self._send_error(wanted.name, self.TYPE_MISMATCH, asker)
         else:
             raw = wanted.raw if self._strict else self._converted(wanted, kind)
             if raw is not None and not self._is_wrong():
                 store.set_raw(wanted.name, raw)
-            self._send(store.entry(wanted.name, index=store.names.index(wanted.name)))
+            self._send(self._echo(wanted.name, kind))
 
     def tick(self) -> None:
         """Called 50 times a second: goes on with a list and with waiting reads."""
@@ -143,10 +154,18 @@ class ParamServer:
         self._listing = end
         if end == len(self.store):
             self._listing = -1
-            if self._strict:
-                self._send_hash()
 
-    def _answer_read(self, name: str, index: int) -> None:
+    def _echo(self, name: str, kind: ParamType) -> ParamValue:
+        """What PARAM_SET is answered with."""
+        store = self.store
+        if self._strict:
+            return store.entry(name, index=store.names.index(name))
+        echo = store.entry(name, index=_NO_INDEX)
+        if kind is ParamType.REAL32 or not store.is_default(name):
+            return echo
+        return echo._replace(param_type=ParamType.REAL32)
+
+    def _answer_read(self, name: str, index: int, asker: Asker) -> None:
         store = self.store
         if index >= 0:
             if index < len(store):
@@ -155,8 +174,8 @@ class ParamServer:
             self._send_hash()
         elif store.type_of(name) is not None:
             self._send(store.entry(name, index=store.names.index(name) if self._strict else _NO_INDEX))
-        elif self._strict:
-            self._send_error(name, self.DOES_NOT_EXIST)
+        else:
+            self._send_error(name, self.DOES_NOT_EXIST, asker)
 
     def _send_hash(self) -> None:
         raw = self.store.checksum().to_bytes(4, "little")

@@ -15,8 +15,9 @@ METRES_PER_DEGREE: Final = 111_319.5
 _UNKNOWN_U16: Final = 65535
 _FIX_3D: Final = 3
 _SENSORS: Final = 0b11_0000_0010_1111  # gyro, accelerometer, compass, pressure, GPS, attitude control
-_STANDBY, _ACTIVE, _EMERGENCY = 3, 4, 6
 _MULTICOPTER: Final = 2
+_RARE_S: Final = 0.5
+_CLOCK_KNOWN_AFTER_S: Final = 5.0
 
 RATES: Final = {
     "HEARTBEAT": 1.0,
@@ -29,8 +30,13 @@ RATES: Final = {
     "SYS_STATUS": 1.0,
     "BATTERY_STATUS": 1.0,
     "SYSTEM_TIME": 1.0,
+    "TIMESYNC": 1.0,
+    "HOME_POSITION": 0.5,
 }
-"""Messages a second, as long as nobody asks for another rate."""
+"""Messages a second, as long as nobody asks for another rate; fewer than a real PX4 sends."""
+
+QUIET_RATES: Final = {"HEARTBEAT": 1.0, "TIMESYNC": 0.1}
+"""The same of an ArduPilot whose streams nobody has asked for."""
 
 _Fields = dict[str, Any]
 
@@ -39,8 +45,16 @@ class Streams:
     """Builds and paces the messages. Times are seconds since the vehicle booted."""
 
     def __init__(
-        self, flight: Flight, dialect: Dialect, *, rng: random.Random, send: Callable[[MavMessage], None]
+        self,
+        flight: Flight,
+        dialect: Dialect,
+        *,
+        rng: random.Random,
+        send: Callable[[MavMessage], None],
+        quiet: bool = False,
     ) -> None:
+        """``quiet``: only what is asked for."""
+        self._rates = QUIET_RATES if quiet else RATES
         self._flight = flight
         self._dialect = dialect
         self._rng = rng
@@ -58,6 +72,10 @@ class Streams:
             "SYSTEM_TIME": self._system_time,
             "HOME_POSITION": self._home,
             "AUTOPILOT_VERSION": self._version,
+            "TIMESYNC": self._timesync,
+            "VFR_HUD": self._hud,
+            "ALTITUDE": self._altitude,
+            "GPS_GLOBAL_ORIGIN": self._origin,
         }
         self._now = 0.0
         self._intervals: dict[str, float] = {}
@@ -66,7 +84,7 @@ class Streams:
 
     def reset(self) -> None:
         """Back to the rates after a boot."""
-        self._intervals = {name: 1.0 / rate for name, rate in RATES.items()}
+        self._intervals = {name: 1.0 / rate for name, rate in self._rates.items()}
         self._due = dict.fromkeys(self._intervals, 0.0)
 
     def tick(self, now: float) -> None:
@@ -78,6 +96,10 @@ class Streams:
             if due <= soon:
                 self._send(self._message(name))
                 self._due[name] = due + interval if due + interval > now else now + interval
+
+    def knows(self, msgid: int) -> bool:
+        """Whether the vehicle has such a message."""
+        return self._dialect.names.get(msgid, "") in self._builders
 
     def request(self, msgid: int, now: float) -> bool:
         """Send one message now; False when the vehicle has no such message."""
@@ -96,7 +118,7 @@ class Streams:
         if microseconds < 0:
             self._intervals.pop(name, None)
             return True
-        default = 1.0 / RATES[name] if name in RATES else None
+        default = 1.0 / self._rates[name] if name in self._rates else None
         interval = microseconds / 1e6 if microseconds > 0 else default
         if interval is None:
             self._intervals.pop(name, None)
@@ -104,6 +126,23 @@ class Streams:
             self._intervals[name] = max(0.02, interval)
             self._due[name] = now
         return True
+
+    def greet(self, now: float) -> None:
+        """Send one of each message that is rare, the heartbeat last: who is new need not wait for the next ones."""
+        self._now = now
+        rare = [name for name, interval in self._intervals.items() if interval >= _RARE_S and name != "HEARTBEAT"]
+        for name in (*rare, "HEARTBEAT"):
+            self._send(self._message(name))
+
+    def set_all(self, hertz: float, now: float) -> None:
+        """The old way, REQUEST_DATA_STREAM for all streams: 0 stops all but the heartbeat."""
+        for name in RATES:
+            if name in ("HEARTBEAT", "TIMESYNC"):
+                continue
+            self._intervals.pop(name, None)
+            if hertz > 0:
+                self._intervals[name] = max(0.02, 1.0 / hertz)
+                self._due[name] = now
 
     def interval_us(self, msgid: int) -> int:
         """The interval of a message in microseconds: -1 when it is off, 0 when the vehicle has no such message."""
@@ -121,13 +160,12 @@ class Streams:
 
     def _heartbeat(self) -> _Fields:
         flight = self._flight
-        falling = flight.airframe.in_air and not flight.airframe.armed
         return {
             "type": _MULTICOPTER,
             "autopilot": flight.autopilot.number,
             "base_mode": flight.base_mode,
             "custom_mode": flight.custom_mode,
-            "system_status": _EMERGENCY if falling else _ACTIVE if flight.airframe.armed else _STANDBY,
+            "system_status": flight.status,
             "mavlink_version": 3,
         }
 
@@ -162,7 +200,41 @@ class Streams:
         }
 
     def _system_time(self) -> _Fields:
-        return {"time_unix_usec": time.time_ns() // 1000, "time_boot_ms": self._boot_ms()}
+        # after a reboot ArduPilot must find its satellites again; PX4 here does not reboot
+        known = not self._flight.rebooted or self._now > _CLOCK_KNOWN_AFTER_S
+        return {"time_unix_usec": time.time_ns() // 1000 if known else 0, "time_boot_ms": self._boot_ms()}
+
+    def _timesync(self) -> _Fields:
+        return {"tc1": 0, "ts1": int(self._now * 1e9)}
+
+    def _hud(self) -> _Fields:
+        frame = self._flight.airframe
+        speed = math.hypot(frame.v_north, frame.v_east)
+        return {
+            "airspeed": speed,
+            "groundspeed": speed,
+            "heading": round(math.degrees(frame.yaw) % 360.0) % 360,
+            "throttle": round(frame.battery.current),
+            "alt": self._flight.autopilot.altitude + frame.height,
+            "climb": frame.climb,
+        }
+
+    def _altitude(self) -> _Fields:
+        frame = self._flight.airframe
+        sea = self._flight.autopilot.altitude + frame.height
+        return {
+            "time_usec": int(self._now * 1e6),
+            "altitude_monotonic": sea,
+            "altitude_amsl": sea,
+            "altitude_local": frame.height,
+            "altitude_relative": frame.height,
+            "altitude_terrain": frame.height,
+            "bottom_clearance": frame.height,
+        }
+
+    def _origin(self) -> _Fields:
+        home = self._home()
+        return {name: home[name] for name in ("latitude", "longitude", "altitude", "time_usec")}
 
     def _local_position(self) -> _Fields:
         frame = self._flight.airframe

@@ -1,0 +1,125 @@
+"""A log whose vehicle tells no time for it: a download goes on only with what surely is the same log's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mavlink.ground import BOTH, stop, until
+from petalbus.handlers.mavlink.files.log_pieces import PIECE
+from petalbus.handlers.mavlink.sim.autopilot import PX4
+from petalbus.handlers.mavlink.sim.failures import Failures
+from petalbus.handlers.mavlink.sim.node import SimVehicle
+
+SIZE = 400_003
+DONE = 2000 * PIECE
+
+
+@pytest.fixture
+async def timeless(open_ground: Callable[..., Any]) -> Callable[..., Any]:
+    """``ground, sim = await timeless(PX4)``: a vehicle without a clock; ``sim.disk.logs[1]`` has ``SIZE`` bytes."""
+
+    async def open_one(autopilot: Any = PX4, failures: Failures | None = None) -> Any:
+        ground, sim = await open_ground(autopilot, *([failures] if failures else []), seed=3)
+        for known in sim.disk.logs:
+            known.at = 0
+        set_contents(sim, random.Random(8).randbytes(SIZE))
+        return ground, sim
+
+    return open_one
+
+
+def set_contents(sim: SimVehicle, data: bytes) -> None:
+    sim.disk.files[sim.disk.logs[1].path] = bytearray(data)
+
+
+def contents(sim: SimVehicle) -> bytes:
+    return bytes(sim.disk.files[sim.disk.logs[1].path])
+
+
+def number(sim: SimVehicle) -> int:
+    return 1 if sim.options.autopilot is PX4 else 2
+
+
+def put_part(path: Path, sim: SimVehicle, data: bytes) -> None:
+    """What an earlier download of a log with this number and size left."""
+    note = {"system": 1, "id": number(sim), "size": SIZE, "time_utc": 0, "log_size": SIZE}
+    path.with_name(path.name + ".part").write_bytes(data)
+    path.with_name(path.name + ".part.json").write_text(json.dumps(note))
+
+
+async def fetch(ground: Any, sim: SimVehicle, path: Path, **settings: Any) -> list[int]:
+    """Fetch it; how far it was each time that was told."""
+    told: list[int] = []
+
+    async def tell(done: int, total: int) -> None:
+        assert total == SIZE
+        told.append(done)
+
+    info = await ground.logs.download_to(number(sim), path, tell=tell, timeout=20.0, **settings)
+    assert (info.size, info.time_utc) == (SIZE, 0)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    return told
+
+
+@BOTH
+async def test_a_download_goes_on_where_it_was_cut_off(
+    timeless: Callable[..., Any], tmp_path: Path, autopilot: Any
+) -> None:
+    """S-012: what came is not fetched again, also where some of it gets lost."""
+    ground, sim = await timeless(autopilot, Failures(loss=0.05, duplicate=0.05))
+    path, part = tmp_path / "flight.log", tmp_path / "flight.log.part"
+    task = asyncio.create_task(ground.logs.download_to(number(sim), path))
+    await until(lambda: part.exists() and part.stat().st_size > 50_000)
+    await stop(task)
+    there = part.stat().st_size
+    assert 50_000 < there < SIZE
+    told = await fetch(ground, sim, path)
+    assert told[0] >= there // PIECE * PIECE
+    assert told == sorted(told)
+    assert path.read_bytes() == contents(sim)
+
+
+@pytest.mark.parametrize("alike", [0, 1000, DONE - 1], ids=["nothing", "the beginning", "all but the last byte"])
+async def test_another_log_of_the_same_number_and_size_is_fetched_as_a_whole(
+    timeless: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture, alike: int
+) -> None:
+    """Logs of one vehicle may begin alike for kilobytes, with formats and parameters."""
+    ground, sim = await timeless()
+    path = tmp_path / "flight.log"
+    other = bytes(each ^ 0xFF for each in contents(sim)[alike:DONE])
+    put_part(path, sim, contents(sim)[:alike] + other)
+    told = await fetch(ground, sim, path)
+    assert told[0] < DONE
+    assert path.read_bytes() == contents(sim)
+    assert "it is fetched anew" in caplog.text
+
+
+@pytest.mark.parametrize("done", [PIECE, 20 * PIECE, 50 * PIECE, DONE, SIZE // PIECE * PIECE, SIZE])
+async def test_what_is_there_may_be_little_or_all(timeless: Callable[..., Any], tmp_path: Path, done: int) -> None:
+    ground, sim = await timeless()
+    path = tmp_path / "flight.log"
+    put_part(path, sim, contents(sim)[:done])
+    told = await fetch(ground, sim, path)
+    assert told[0] >= done // PIECE * PIECE
+    assert path.read_bytes() == contents(sim)
+
+
+async def test_what_is_there_may_be_longer_than_the_log_now_is(timeless: Callable[..., Any], tmp_path: Path) -> None:
+    """The vehicle says the same size, and then sends less."""
+    ground, sim = await timeless()
+    path = tmp_path / "flight.log"
+    put_part(path, sim, contents(sim)[:DONE])
+    listed = contents(sim)
+    task = asyncio.create_task(ground.logs.download_to(number(sim), path, timeout=20.0))
+    await until(ground.logs._free.locked)
+    set_contents(sim, listed[: DONE // 2])
+    info = await task
+    assert path.read_bytes() in (listed[: DONE // 2], listed)
+    assert info.size == path.stat().st_size
