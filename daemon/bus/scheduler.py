@@ -75,7 +75,7 @@ class Scheduler(Generic[T]):
         self._alone: T | None = None
 
     def limit(self, kind: str, at_once: int | None) -> None:
-        """Let at most ``at_once`` records of type ``kind`` run at the same time (CRITICAL ones do not count; 0: none)."""
+        """Let at most ``at_once`` records of type ``kind`` run at the same time; CRITICAL ones do not count."""
         if at_once == self._limits.get(kind):
             return
         if at_once is None:

@@ -146,6 +146,23 @@ class Subscription:
         finally:
             await self.aclose()
 
+    async def batches(self, most: int = 64) -> AsyncIterator[list[Record]]:
+        """The records in lists: what is there at one moment, ``most`` at the very most.
+
+        All records of a list are acknowledged when the next list is asked for.
+        """
+        await self.open()
+        try:
+            while (taken := await self._next()) is not None:
+                batch = [taken]
+                while len(batch) < most and self._queue and (more := await self._next()) is not None:
+                    batch.append(more)
+                yield [record for _, record in batch]
+                for entry, _ in batch:
+                    self._done(entry)
+        finally:
+            await self.aclose()
+
     async def _next(self) -> tuple[bytes, Record] | None:
         while True:
             while self._queue and not self._closed:

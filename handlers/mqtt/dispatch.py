@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -114,33 +114,48 @@ class CommandDispatch:
 
     async def _read(self) -> None:
         async with self._bus.subscribe(words.TOPIC, name=GROUP, start="oldest") as messages:
-            async for record in messages:
-                topic = str(record.data.get("topic", "")) if isinstance(record.data, dict) else ""
-                while self._for_us(topic):
+            async for records in messages.batches():
+                commands = [record for record in records if self._is_command(record)]
+                while commands:
                     try:
-                        await self._take(record)
+                        await self._take(commands)
                         break
                     except (BusUnavailable, BusFull) as error:
                         # all of it is done once by its ids: what was done already is not done again
-                        log.warning("command %s is tried again: %s", record.id, error)
+                        log.warning("%d commands are tried again: %s", len(commands), error)
                         await asyncio.sleep(_AGAIN_S)
 
-    async def _take(self, record: Record) -> None:
-        message = record.data.get("payload")
-        if not isinstance(message, dict) or not isinstance(message.get("command"), str):
-            await self._keep(record, "a command needs the members command (text) and messageId")
-            return
-        asked = _asked(record, message, self._deadline)
-        if asked.age >= asked.within:
-            text = f"it waited for longer than {asked.within:g} s before it could be offered to a petal"
-            await self._keep(record, text)
-            await self._refuse(message, asked, words.refusal(text, "DEADLINE_EXPIRED"))
-        elif asked.command in self._built_in:
-            await self._pass_on(BUILT_IN, record, message, asked)
-        elif (meant := await self._meant(asked)) is not None:
-            await self._offer(record, message, asked, meant)
-        else:
-            await self._pass_on(UNDECIDED, record, message, asked)
+    def _is_command(self, record: Record) -> bool:
+        return isinstance(record.data, dict) and self._for_us(str(record.data.get("topic", "")))
+
+    async def _take(self, records: Sequence[Record]) -> None:
+        """Commands that were there at one moment: with as few questions to the server as for one."""
+        takers = await self._takers()
+        work, waiting = [], []
+        for record in records:
+            message = record.data.get("payload")
+            if not isinstance(message, dict) or not isinstance(message.get("command"), str):
+                work.append(self._keep(record, "a command needs the members command (text) and messageId"))
+                continue
+            asked = _asked(record, message, self._deadline)
+            if asked.age >= asked.within:
+                work.append(self._too_late(record, message, asked))
+            elif asked.command in self._built_in:
+                work.append(self._pass_on(BUILT_IN, record, message, asked))
+            elif (meant := self._meant(asked, takers)) is None:
+                work.append(self._pass_on(UNDECIDED, record, message, asked))
+            else:
+                asked.offers = [_offer_id(asked, app) for app in meant]
+                work.append(self._offer(record, message, asked, meant))
+                if meant and message.get("waitResponse"):
+                    waiting.append(asked)
+        await self.waiting.add(*waiting)
+        await asyncio.gather(*work)  # they begin in this order, and so are offered
+
+    async def _too_late(self, record: Record, message: dict[str, Any], asked: Asked) -> None:
+        text = f"it waited for longer than {asked.within:g} s before it could be offered to a petal"
+        await self._keep(record, text)
+        await self._refuse(message, asked, words.refusal(text, "DEADLINE_EXPIRED"))
 
     async def _pass_on(self, kind: str, record: Record, message: dict[str, Any], asked: Asked) -> None:
         """To ourselves, as work of our own inbox: it takes longer than others may wait for."""
@@ -155,8 +170,11 @@ class CommandDispatch:
         """Wait until the petals are there, or for so long that it is time to decide without them."""
         message, asked = _passed_on(record)
         until = time.monotonic() + min(_LOADING_S, max(0.0, asked.within - asked.age))
-        while (meant := await self._meant(asked)) is None and time.monotonic() < until:  # noqa: ASYNC110  # a rare look
+        while (meant := self._meant(asked, await self._takers())) is None and time.monotonic() < until:  # noqa: ASYNC110  # a rare look
             await asyncio.sleep(_LOADING_LOOK_S)
+        asked.offers = [_offer_id(asked, app) for app in meant or ()]
+        if meant and message.get("waitResponse"):
+            await self.waiting.add(asked)
         await self._offer(record, message, asked, meant or [])
 
     async def _offer(self, record: Record, message: dict[str, Any], asked: Asked, apps: Collection[str]) -> None:
@@ -164,9 +182,6 @@ class CommandDispatch:
         if not apps:
             await self._refuse(message, asked, unknown_command(asked.command, await self._known_commands()))
             return
-        asked.offers = [bus_id(f"{asked.message_id}@{app}") for app in apps]
-        if message.get("waitResponse"):
-            await self.waiting.add(asked)
         problems = []
         for app, name in zip(apps, asked.offers, strict=True):
             left = max(0.001, asked.within - asked.age)
@@ -181,11 +196,10 @@ class CommandDispatch:
             self.repeated += receipt.duplicate
         if len(problems) == len(apps):
             await self._refuse(message, asked, words.refusal(problems[0], "NOT_TAKEN"))
-            await self.waiting.answered(asked.message_id)
+            self.waiting.answered(asked.message_id)
 
-    async def _meant(self, asked: Asked) -> list[str] | None:
+    def _meant(self, asked: Asked, takers: Mapping[str, list[str] | None]) -> list[str] | None:
         """The apps to which a command is offered; None while that cannot be said."""
-        takers = await self._takers()
         own = [app for app, commands in takers.items() if commands is not None and asked.command in commands]
         if own:
             return own
@@ -242,6 +256,10 @@ class CommandDispatch:
 
 def _always(_record: Record) -> bool:
     return True
+
+
+def _offer_id(asked: Asked, app: str) -> str:
+    return bus_id(f"{asked.message_id}@{app}")
 
 
 def _passed_on(record: Record) -> tuple[dict[str, Any], Asked]:

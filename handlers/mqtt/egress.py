@@ -14,7 +14,7 @@ import heapq
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from petalbus.daemon.bus.errors import HandlerError
@@ -42,7 +42,7 @@ class Egress:
         transport: Transport,
         options: EgressOptions,
         *,
-        answered: Callable[[str], Awaitable[None]] | None = None,
+        answered: Callable[[str], None] | None = None,
         response: str = words.RESPONSE,
     ) -> None:
         """``answered(messageId)`` is told when a response to a command is in our hands."""
@@ -71,7 +71,7 @@ class Egress:
         """Handle one ``mqtt.publish``: returns when the broker has it. Raises HandlerError for a dead letter."""
         item = self._item(record)
         if item.answers is not None and self._answered is not None:
-            await self._answered(item.answers)
+            self._answered(item.answers)
         if item.qos == 0 and self._offline_since is not None:
             self._conflate(item)
         self._push(item)

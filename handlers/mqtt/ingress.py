@@ -145,11 +145,11 @@ def _decoded(raw: bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def _record_id(message: Incoming, payload: Any, *, is_command: bool) -> str | None:
-    """The id that makes a repetition recognisable; None where nothing does."""
+def _record_id(message: Incoming, payload: Any, *, is_command: bool) -> str:
+    """The id that makes a repetition recognisable: of the message where it has one, else of its arrival."""
     message_id = payload.get("messageId") if isinstance(payload, dict) else None
     if isinstance(message_id, bool) or not isinstance(message_id, str | int):
-        return None
+        return message.id
     if is_command:
         return bus_id(f"{message_id}@{words.TOPIC}")
     # one command has several answers: what they say tells them apart

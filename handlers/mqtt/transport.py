@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
+from petalbus.schemas.stamps import new_id
+
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
@@ -25,6 +27,8 @@ class Incoming:
     """The broker says that it may have brought it before."""
     properties: Mapping[str, str] = field(default_factory=dict)
     """User properties of MQTT 5, as far as they are text."""
+    id: str = field(default_factory=new_id)
+    """Of this arrival: storing it again, where nobody knows whether it was stored, makes no second record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +101,10 @@ class Receiver(Protocol):
     """Who takes what comes."""
 
     async def received(self, message: Incoming) -> None:
-        """Store a message; it may be acknowledged when this has returned. Calls come one after the other, in order.
+        """Store a message; it may be acknowledged when this has returned.
 
-        Raises BusError when it could not be stored: then it must not be acknowledged.
+        Records lie in the order in which the calls began; several may be under way. Raises BusError when it could not
+        be stored: then it must not be acknowledged, and may be handed over again.
         """
 
     def link_changed(self, state: LinkState) -> None:

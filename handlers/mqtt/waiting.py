@@ -80,6 +80,8 @@ class Waiting:
         self._asked: dict[str, Asked] = {}
         self._by_offer: dict[str, Asked] = {}
         self._failures: asyncio.Queue[tuple[float, Asked]] = asyncio.Queue()
+        self._gone: list[str] = []
+        self._forgetting: set[asyncio.Task[None]] = set()
         self.answered_for = 0
         self.took_ms: float | None = None
         """From the arrival of a command to its response, the last time."""
@@ -96,24 +98,42 @@ class Waiting:
                 log.warning("what is known of command %r cannot be read and is forgotten: %s", raw_id, error)
                 await self._bus.ask("HDEL", waiting_key(self._bus.keys), raw_id)
 
-    async def add(self, asked: Asked) -> None:
-        """Somebody waits for a response. Before it is offered. Raises BusError."""
-        if len(self._asked) >= MOST:
-            oldest = next(iter(self._asked))
-            log.warning("more than %d commands wait for a response; %s is not watched any more", MOST, oldest)
-            await self.answered(oldest)
-        self._take(asked)
-        await self._bus.ask("HSET", waiting_key(self._bus.keys), asked.message_id, asked.encode())
+    async def add(self, *some: Asked) -> None:
+        """Somebody waits for a response to each. Before they are offered. Raises BusError."""
+        for asked in some:
+            if len(self._asked) >= MOST:
+                oldest = next(iter(self._asked))
+                log.warning("more than %d commands wait for a response; %s is not watched any more", MOST, oldest)
+                self.answered(oldest)
+            self._take(asked)
+        flat = [part for asked in some for part in (asked.message_id, asked.encode())]
+        if flat:
+            await self._bus.ask("HSET", waiting_key(self._bus.keys), *flat)
 
-    async def answered(self, message_id: str) -> None:
-        """A response is on its way. Raises BusError."""
+    def answered(self, message_id: str) -> None:
+        """A response is on its way."""
         asked = self._asked.pop(message_id, None)
         if asked is None:
             return
         for offer in asked.offers:
             self._by_offer.pop(offer, None)
         self.took_ms = round(asked.age * 1e3, 3)
-        await self._bus.ask("HDEL", waiting_key(self._bus.keys), message_id)
+        if not self._gone:
+            asyncio.get_running_loop().call_soon(self._forget_gone)
+        self._gone.append(message_id)
+
+    def _forget_gone(self) -> None:
+        # Nobody waits for it: what a crash leaves behind is found to be done by the next start.
+        gone, self._gone = self._gone, []
+        task = asyncio.create_task(self._forget(gone), name="mqtt.answered")
+        self._forgetting.add(task)
+        task.add_done_callback(self._forgetting.discard)
+
+    async def _forget(self, gone: list[str]) -> None:
+        try:
+            await self._bus.ask("HDEL", waiting_key(self._bus.keys), *gone)
+        except BusError as error:
+            log.info("%d answered commands are still noted as waiting: %s", len(gone), error)
 
     def on_reply(self, reply: Record) -> None:
         """A final reply to an offer: only failures matter."""
@@ -173,7 +193,7 @@ class Waiting:
             text = f"no petal has begun command {asked.command} within {asked.within:g} s; it will not be run"
             await self._give_up(asked, refusal(text, "DEADLINE_EXPIRED"))
         elif Status.COMPLETED in states and not asked.stray:
-            await self.answered(asked.message_id)  # it was carried out; its petal has nothing to say, or says it later
+            self.answered(asked.message_id)  # it was carried out; its petal has nothing to say, or says it later
         elif Status.COMPLETED in states or not states:
             await self._give_up(asked, unknown_command(asked.command, ()))
         else:
@@ -186,7 +206,7 @@ class Waiting:
         try:
             await self._respond(asked.device, asked.message_id, data)
             self.answered_for += 1
-            await self.answered(asked.message_id)
+            self.answered(asked.message_id)
         except BusError as error:
             log.warning("command %s is not answered yet: %s", asked.message_id, error)
 

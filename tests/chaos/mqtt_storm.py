@@ -197,9 +197,9 @@ async def run(*, messages: int, rate: float, kills: int, seed: int, forget: bool
         try:
             cloud.start()
             await storm.start_daemon()
-            await _until((storm.data / "bus.sock").exists, 20, "the bus is there")
+            await until((storm.data / "bus.sock").exists, 20, "the bus is there")
             async with Bus(f"unix://{storm.data}/bus.sock", app="storm", bus="petalbus") as bus:
-                await _until_connected(bus)
+                await until_connected(bus)
                 work = [
                     asyncio.create_task(produce(bus, messages, rate), name="out"),
                     asyncio.create_task(command(cloud, messages, rate), name="in"),
@@ -241,14 +241,16 @@ async def _stored(bus: Bus) -> list[int]:
     return [int(record.data["payload"]["data"]["n"]) for record in records if "command" in record.data["topic"]]
 
 
-async def _until(condition: Any, seconds: float, what: str) -> None:
+async def until(condition: Any, seconds: float, what: str) -> None:
+    """Wait until ``condition()``; TimeoutError after ``seconds``."""
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.02)
     assert condition(), what
 
 
-async def _until_connected(bus: Bus) -> None:
+async def until_connected(bus: Bus) -> None:
+    """Wait until the link is up."""
     async with asyncio.timeout(30):
         while await bus.ask("HGET", words.link_key(bus.keys), "connected") != b"1":
             await asyncio.sleep(0.05)

@@ -214,7 +214,7 @@ async def test_a_petal_that_has_answered_is_not_answered_for(desk: Desk) -> None
     async with desk.running() as running:
 
         async def answers_and_breaks(record: Record) -> None:
-            await running.waiting.answered(record.data["payload"]["messageId"])
+            running.waiting.answered(record.data["payload"]["messageId"])
             raise OSError("after that")
 
         async with desk.petal("here", answers_and_breaks, commands=["here/go"]):

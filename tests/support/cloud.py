@@ -17,6 +17,8 @@ class Cloud:
 
     def __init__(self, port: int, *filters: str, name: str = "cloud") -> None:
         self.got: list[tuple[str, Any]] = []
+        self.times: dict[str, float] = {}
+        """When the first message about a command came (monotonic seconds)."""
         self.confirmed = 0
         self._filters = filters
         self._guard = threading.Lock()
@@ -24,7 +26,7 @@ class Cloud:
             CallbackAPIVersion.VERSION2, client_id=name, clean_session=False, protocol=paho.MQTTv311
         )
         self._client.max_queued_messages_set(0)
-        self._client.max_inflight_messages_set(20)
+        self._client.max_inflight_messages_set(1000)
         self._client.reconnect_delay_set(1, 1)
         self._client.on_connect = self._connected
         self._client.on_message = self._message
@@ -56,6 +58,10 @@ class Cloud:
         self._client.disconnect()
         self._client.loop_stop()
 
+    def publish_at_once(self, topic: str, message: Any) -> None:
+        """Without waiting for earlier ones."""
+        self._client.publish(topic, orjson.dumps(message), qos=1)
+
     def publish(self, topic: str, message: Any) -> None:
         """Sent after what was published before; sent again after a broken connection until the broker has it."""
         self._outbox.put((topic, orjson.dumps(message)))
@@ -78,8 +84,10 @@ class Cloud:
             client.subscribe(name, qos=1)
 
     def _message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
+        body = orjson.loads(message.payload)
         with self._guard:
-            self.got.append((message.topic, orjson.loads(message.payload)))
+            self.got.append((message.topic, body))
+            self.times.setdefault(str(body.get("messageId")), time.monotonic())
 
     def _published(self, *_: Any) -> None:
         with self._news:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
@@ -117,15 +118,20 @@ def outgoing(number: int, topic: str = "out", **more: Any) -> Outgoing:
     return Outgoing(id=f"m{number}", topic=topic, payload=str(number).encode(), **more)
 
 
-async def send_all(running: Running, messages: Iterable[Outgoing]) -> int:
-    """Send in order, and again from the first one that was lost, until the broker has all; returns how often again."""
+async def send_all(running: Running, messages: Iterable[Outgoing], confirmed: dict[bytes, float] | None = None) -> int:
+    """Send in order, and again from the first one that was lost, until the broker has all; returns how often again.
+
+    ``confirmed`` gets the time.monotonic() at which the broker's answer was looked at, by payload.
+    """
     waiting, flying, again = deque(messages), deque[tuple[Outgoing, asyncio.Future[int]]](), 0
     transport = running.transport
     while waiting or flying:
         while flying and flying[0][1].done():
             try:
                 flying[0][1].result()
-                flying.popleft()
+                message = flying.popleft()[0]
+                if confirmed is not None:
+                    confirmed[message.payload] = time.monotonic()
             except LinkLost:
                 await asyncio.wait([future for _, future in flying])
                 again += len(flying)

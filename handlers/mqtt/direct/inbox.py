@@ -24,6 +24,7 @@ MOST: Final = 128
 
 MOST_BYTES: Final = 4 * 1024 * 1024
 
+_AT_ONCE: Final = 32
 _RETRY_FIRST: Final = 0.05
 _RETRY_MOST: Final = 5.0
 _MOST_REMEMBERED: Final = 256
@@ -106,19 +107,29 @@ class Inbox:
         self._flow()
 
     async def run(self, receiver: Receiver) -> None:
-        """Store what comes, one after the other, until cancelled. Never raises what the receiver raises."""
+        """Store what comes, in order, until cancelled. Never raises what the receiver raises."""
+        delay = _RETRY_FIRST
         while True:
             while not self._queue:
                 self._empty.set()
                 self._arrived.clear()
                 await self._arrived.wait()
-            entry = self._queue[0]
-            await self._store(receiver, entry.message)
-            self._queue.popleft()
-            self._bytes -= len(entry.message.payload)
-            entry.stored = True
-            self._acknowledge(entry)
+            # several at once: they are stored in the order in which they are begun
+            some = [self._queue[place] for place in range(min(_AT_ONCE, len(self._queue)))]
+            stored = await asyncio.gather(*(self._tried(receiver, entry.message) for entry in some))
+            if not all(stored):
+                some = some[: stored.index(False)]  # those behind it are handed over again: that makes no second record
+            for entry in some:
+                self._queue.popleft()
+                self._bytes -= len(entry.message.payload)
+                entry.stored = True
+                self._acknowledge(entry)
             self._flow()
+            if all(stored):
+                self.not_stored, delay = "", _RETRY_FIRST
+            else:
+                await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311  # no secret
+                delay = min(2 * delay, _RETRY_MOST)
 
     def describe(self) -> dict[str, Any]:
         """Counters."""
@@ -147,20 +158,16 @@ class Inbox:
             self._open.pop(entry.mid, None)
             entry.connection.acknowledge(entry.mid)
 
-    async def _store(self, receiver: Receiver, message: Incoming) -> None:
-        delay = _RETRY_FIRST
-        while True:
-            try:
-                await receiver.received(message)
-            except Exception as error:  # noqa: BLE001  # whatever it is, the message is not stored and must be
-                if not self.not_stored:
-                    log.warning("a message cannot be stored now and is kept: %s: %s", type(error).__name__, error)
-                self.not_stored = f"{type(error).__name__}: {error}"
-                await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311  # no secret
-                delay = min(2 * delay, _RETRY_MOST)
-            else:
-                self.not_stored = ""
-                return
+    async def _tried(self, receiver: Receiver, message: Incoming) -> bool:
+        """Whether it is stored."""
+        try:
+            await receiver.received(message)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the message is not stored and must be
+            if not self.not_stored:
+                log.warning("a message cannot be stored now and is kept: %s: %s", type(error).__name__, error)
+            self.not_stored = f"{type(error).__name__}: {error}"
+            return False
+        return True
 
     def _flow(self) -> None:
         if self._connection is None:
