@@ -7,6 +7,7 @@ missions   missions, fences, rally points
 files      MAVLink FTP, flight logs, the shell, .tlog
 requests   what other programs may ask for: records in, replies out
 ingest     frames -> records; the latest of each kind
+fleet      the vehicles that are heard, each with all of the above
 handler    all of it on one link and one bus; runs in the daemon
 sim        a simulated vehicle, a program of its own
 """

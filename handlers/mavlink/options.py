@@ -23,7 +23,7 @@ class MavlinkOptions:
     """Who we are."""
 
     target_system: int | None = None
-    """Whom we obey to command; None: the first autopilot heard."""
+    """Which vehicle is meant where an order names none; None: the first one heard."""
 
     dialect: str = "all"
     heartbeat_hz: float = 5.0

@@ -50,7 +50,7 @@ def once(happens: Callable[[], Any], *, after: int) -> Callable[[int, int], Awai
     [("taken", "shorter"), ("taken", "longer"), ("reset", "same"), ("taken and restarted", "same")],
 )
 async def test_a_download_brings_the_right_bytes_or_none(tmp_path: Path, autopilot: Any, way: str, length: str) -> None:
-    """S-012, I8: never a file that is made of two."""
+    """Never a file that is made of two."""
     rng = random.Random(5)
     async with ftp_rig(autopilot, times={"silence": 2.5, "close": 0.3}) as (ftp, vehicle, _):
         data = vehicle.put("/mine", rng.randbytes(SIZE))
@@ -82,7 +82,7 @@ async def test_a_download_brings_the_right_bytes_or_none(tmp_path: Path, autopil
 
 @pytest.mark.xfail(strict=False, reason="what is read into memory is not checked by the vehicle's checksum yet")
 async def test_what_is_read_into_memory_is_right_or_an_error() -> None:
-    """S-012, I8: on PX4 all share one session, whose number stays the same."""
+    """On PX4 all share one session, whose number stays the same."""
     rng = random.Random(6)
     async with ftp_rig(PX4, times={"silence": 3.0, "close": 0.5}) as (ftp, vehicle, _):
         data = vehicle.put("/mine", rng.randbytes(SIZE))

@@ -72,7 +72,7 @@ async def fetch(ground: Any, sim: SimVehicle, path: Path, **settings: Any) -> li
 async def test_a_download_goes_on_where_it_was_cut_off(
     timeless: Callable[..., Any], tmp_path: Path, autopilot: Any
 ) -> None:
-    """S-012: what came is not fetched again, also where some of it gets lost."""
+    """What came is not fetched again, also where some of it gets lost."""
     ground, sim = await timeless(autopilot, Failures(loss=0.05, duplicate=0.05))
     path, part = tmp_path / "flight.log", tmp_path / "flight.log.part"
     task = asyncio.create_task(ground.logs.download_to(number(sim), path))

@@ -37,7 +37,7 @@ def asked_for(ground: Any) -> list[int]:
 
 @BOTH
 async def test_two_downloads_take_turns(open_ground: Callable[..., Any], tmp_path: Path, autopilot: Any) -> None:
-    """S-012: a vehicle sends one log at a time, and forgets the one when it is asked for the other."""
+    """A vehicle sends one log at a time, and forgets the one when it is asked for the other."""
     ground, sim = await open_ground(autopilot, Failures(loss=0.02, duplicate=0.02), seed=4)
     first = 0 if autopilot is PX4 else 1
     ids = asked_for(ground)

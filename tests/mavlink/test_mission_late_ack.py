@@ -97,7 +97,7 @@ SECOND: list[MissionItem] = mission(ITEMS, step=-500)
 
 
 async def test_one_that_comes_in_the_middle_does_not_end_the_upload(played: Callable[..., Any]) -> None:
-    """S-011: the vehicle still asks; it gets all items, and its own acknowledgement counts."""
+    """The vehicle still asks; it gets all items, and its own acknowledgement counts."""
     ground, vehicle = await played("in the middle")
     assert (await ground.missions.upload(FIRST)).list_id == 1001
     uploaded = await ground.missions.upload(SECOND)
@@ -106,7 +106,7 @@ async def test_one_that_comes_in_the_middle_does_not_end_the_upload(played: Call
 
 
 async def test_one_that_comes_instead_of_the_right_one_is_not_believed(played: Callable[..., Any]) -> None:
-    """S-011: its id was known before; so what the vehicle has is fetched, and it is the earlier list."""
+    """Its id was known before; so what the vehicle has is fetched, and it is the earlier list."""
     ground, vehicle = await played("instead")
     assert (await ground.missions.upload(FIRST)).verified == "opaque_id"
     with pytest.raises(MissionDiffers):

@@ -51,7 +51,7 @@ async def exchange(autopilot: Any, failures: Failures, seed: int) -> tuple[float
 def test_no_exchange_on_a_bad_link_is_much_slower_than_the_others(
     autopilot: Any, loss: float, up_s: tuple[float, float], down_s: tuple[float, float]
 ) -> None:
-    """S-011: 50 items, 40 ms to and fro; the median and the slowest of ten."""
+    """50 items, 40 ms to and fro; the median and the slowest of ten."""
     failures = Failures(loss=loss, delay=0.02)
     results = [run_on_own_clock(exchange(autopilot, failures, seed)) for seed in SEEDS]
     for place, (middle, most) in enumerate((up_s, down_s)):

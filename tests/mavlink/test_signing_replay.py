@@ -23,7 +23,7 @@ async def saved(signer: Signer, memory: Path) -> bytes:
 
 @pytest.mark.parametrize("clock", [0.0, NOW - 3600.0, NOW], ids=["none", "behind", "right"])
 async def test_what_was_heard_before_a_crash_is_not_heard_again_after_it(tmp_path: Path, clock: float) -> None:
-    """S-013: also what came after the last saving, for which a new stream's window of a minute would be open."""
+    """Also what came after the last saving, for which a new stream's window of a minute would be open."""
     memory = tmp_path / "signing"
     before = Signer(KEY, memory=memory, wall_clock=NOW)
     recorded: list[Frame] = [signed_at(seconds) for seconds in (0.0, 1.0, 10.0, 29.0)]

@@ -189,7 +189,7 @@ async def test_overtaking_costs_the_bulk_nothing_and_leaves_no_gap() -> None:
 
 
 async def test_an_overtaken_frame_is_no_replay() -> None:
-    """S-013: signatures are made in the order of leaving, so that a vehicle believes every frame."""
+    """Signatures are made in the order of leaving, so that a vehicle believes every frame."""
     theirs = receiver()
     theirs.signing.secret_key = KEY
     theirs.signing.allow_unsigned_callback = lambda *_: False

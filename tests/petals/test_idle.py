@@ -15,7 +15,7 @@ from support.procs import child_environment
 
 PETALS = 10
 SECONDS = 6.0
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.processes, pytest.mark.alone, pytest.mark.timeout(120)]
 
 
 @pytest.fixture

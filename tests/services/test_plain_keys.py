@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,34 +17,20 @@ from petalbus.daemon.services import PlainKeys
 from petalbus.schemas.record import Record
 from petalbus.schemas.vocabulary import Priority, Status
 
-from .plain_program import APP, CONTROL, Program, bridging, plain
+from .plain_program import APP, CONTROL, Program, bridging
 from support.servers import SERVERS, RealServer, running_server, server_id
 
 
 @pytest.fixture(params=SERVERS, ids=server_id)
-def plain_server(request: pytest.FixtureRequest) -> Iterator[RealServer]:
+def bus_server(request: pytest.FixtureRequest) -> Iterator[RealServer]:
     """A server of the test's own, of every kind found: plain keys have no name of the bus in them."""
     with running_server(request.param) as server:
         yield server
 
 
 @pytest.fixture
-async def clients(plain_server: RealServer) -> AsyncIterator[Clients]:
-    made = Clients(plain_server.url, "petalbus")
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-async def bus(clients: Clients) -> Bus:
-    """The client that the daemon's services work on."""
-    return await clients.open("petalbus")
-
-
-@pytest.fixture
-async def keys(plain_server: RealServer) -> AsyncIterator[redis.asyncio.Redis]:
-    async with plain(plain_server) as client:
-        yield client
+def bus_name() -> str:
+    return "petalbus"
 
 
 async def served(bridge: PlainKeys) -> None:

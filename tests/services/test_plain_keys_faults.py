@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from petalbus.daemon.bus.client import Bus
 from petalbus.schemas.record import Record
 from petalbus.schemas.vocabulary import Status
 
-from .plain_program import APP, CONTROL, Program, bridging, plain
+from .plain_program import APP, CONTROL, Program, bridging
 from support.procs import Child, Children
 from support.servers import RealServer
 
@@ -37,21 +36,14 @@ asyncio.run(main())
 
 
 @pytest.fixture
-async def clients(own_server: RealServer) -> AsyncIterator[Clients]:
-    made = Clients(own_server.url, "petalbus")
-    yield made
-    await made.close()
+def bus_server(own_server: RealServer) -> RealServer:
+    """A server of the test's own: plain keys have no name of the bus in them."""
+    return own_server
 
 
 @pytest.fixture
-async def bus(clients: Clients) -> Bus:
-    return await clients.open("petalbus")
-
-
-@pytest.fixture
-async def keys(own_server: RealServer) -> AsyncIterator[redis.asyncio.Redis]:
-    async with plain(own_server) as client:
-        yield client
+def bus_name() -> str:
+    return "petalbus"
 
 
 async def bridge_process(children: Children, server: RealServer) -> Child:

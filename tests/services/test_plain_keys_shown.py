@@ -6,7 +6,6 @@ import asyncio
 import json
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
 
 import pytest
 import redis.asyncio
@@ -15,26 +14,19 @@ from bus.clients import Clients, until
 from petalbus.daemon.bus.client import Bus
 from services.raw import keeping
 
-from .plain_program import APP, CONTROL, Program, bridging, plain
+from .plain_program import APP, CONTROL, Program, bridging
 from support.servers import RealServer
 
 
 @pytest.fixture
-async def clients(own_server: RealServer) -> AsyncIterator[Clients]:
-    made = Clients(own_server.url, "petalbus")
-    yield made
-    await made.close()
+def bus_server(own_server: RealServer) -> RealServer:
+    """A server of the test's own: plain keys have no name of the bus in them."""
+    return own_server
 
 
 @pytest.fixture
-async def bus(clients: Clients) -> Bus:
-    return await clients.open("petalbus")
-
-
-@pytest.fixture
-async def keys(own_server: RealServer) -> AsyncIterator[redis.asyncio.Redis]:
-    async with plain(own_server) as client:
-        yield client
+def bus_name() -> str:
+    return "petalbus"
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import Final
 
 from petalbus.handlers.mavlink.files.ftp_talk import FtpTimeout, Talk, settled
 from petalbus.handlers.mavlink.files.ftp_wire import MOST_DATA, FtpNak, FtpPacket, FtpRefused, Opcode
-from petalbus.handlers.mavlink.params.transfer import RoundTrip
+from petalbus.handlers.mavlink.params.round_trip import RoundTrip
 
 TELL_EVERY_S: Final = 0.2
 _MOST_HELD: Final = 4 << 20

@@ -28,7 +28,7 @@ from petalbus.handlers.mavlink.files.ftp_wire import (
     unpack_packet,
     unpack_u32,
 )
-from petalbus.handlers.mavlink.params.transfer import RoundTrip
+from petalbus.handlers.mavlink.params.round_trip import RoundTrip
 from petalbus.handlers.mavlink.wire.calls import Calls, Inbox
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 _ARDUPILOT: Final = 3
 _REST_AFTER_FAILED_SEND_S: Final = 0.05
 _EAGER: Final = 3
+_FIRST_S: Final = 0.2
+"""How long to wait for an answer while nobody knows how long one takes."""
+
 _YIELD_AFTER: Final = 64
 _NUMBERS: Final = 0xFFFF
 """PX4 never recognizes number 65535 as repeated: it is left out."""
@@ -108,6 +111,7 @@ class _Flight:
 
     request: FtpPacket
     sent_at: float
+    begun_at: float
     sends: int = 0
     hurry: bool = False
     hurried_at: float | None = None
@@ -206,7 +210,7 @@ class Talk:
                     more = False
                     break
                 request = request._replace(seq=self.peer.next_seq())
-                self._launch(flying, _Flight(request, now), now)
+                self._launch(flying, _Flight(request, now, now), now)
             if not flying and not more:
                 return
             if now - heard >= silence:
@@ -246,7 +250,8 @@ class Talk:
     def _due(self, flight: _Flight) -> float:
         if flight.hurry:
             return float("-inf")
-        patience = self.peer.trip.patience(self.times.resend)
+        trip = self.peer.trip
+        patience = trip.patience(self.times.resend if trip.known else min(_FIRST_S, self.times.resend))
         return flight.sent_at + min(self.times.resend, patience * 1.5 ** min(max(0, flight.sends - _EAGER), 20))
 
     def _answered(self, flying: dict[int, _Flight], packet: FtpPacket, take: Take) -> bool:
@@ -263,6 +268,8 @@ class Talk:
         trip = self.peer.trip
         if flight.sends == 1:
             trip.sample(now - flight.sent_at)
+        else:
+            trip.guess(now - flight.begun_at)
         if flight.hurried_at is not None and trip.smooth is not None and now - flight.hurried_at < trip.smooth / 2:
             self.peer.reordered = True  # too early for an answer to the repetition: the request was only late
         if flight.sends == 1 and not self.peer.reordered:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from petalbus.handlers.mavlink.params.transfer import RoundTrip
+from petalbus.handlers.mavlink.params.round_trip import RoundTrip
 
 PIECE: Final = 90
 """Bytes of a log that one message carries."""

@@ -14,13 +14,12 @@ import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from petalbus.handlers.mavlink.errors import MavlinkError, NotConnected
-from petalbus.handlers.mavlink.files.ftp_talk import settled
-from petalbus.handlers.mavlink.files.log_part import PartFile
+from petalbus.handlers.mavlink.files.log_part import FileSink, MemorySink, Sink
 from petalbus.handlers.mavlink.files.log_pieces import PIECE, Entry, Listing, LogInfo, Pace, Range, Window
 from petalbus.handlers.mavlink.flight.vehicle import Vehicle
 from petalbus.handlers.mavlink.wire.calls import Calls, Inbox
@@ -32,8 +31,6 @@ log = logging.getLogger(__name__)
 
 Tell = Callable[[int, int], Awaitable[None]]
 """Told now and then: bytes that came, and of how many."""
-
-Store = Callable[[int, bytes], Awaitable[None]]
 
 TELL_EVERY_S: Final = 0.2
 MOST_IN_FILE: Final = 2 << 30
@@ -48,6 +45,8 @@ _FIRST_WINDOW: Final = 256
 _WINDOW: Final = 64, 8192
 _WINDOW_S: Final = 2.0
 _ERASED_LOOK_S: Final = 0.3
+_LIKE_HEAD: Final = 16 * PIECE
+_LIKE_TAIL: Final = 48 * PIECE
 
 
 class LogTimeout(MavlinkError):
@@ -160,16 +159,9 @@ class LogClient:
         ``tell(done, total)`` is told bytes five times a second at most. Raises NotConnected, LogBusy, LogUnknown,
         LogTooLarge, and LogTimeout when nothing new comes for ``timeout`` seconds.
         """
-        data = bytearray()
-
-        async def begin(_info: LogInfo, _whole: int) -> int:
-            return 0
-
-        async def store(_offset: int, part: bytes) -> None:
-            data.extend(part)
-
-        await self._download(log_id, size, tell, timeout, self._most_in_memory, begin, store)
-        return bytes(data)
+        sink = MemorySink()
+        await self._download(log_id, size, tell, timeout, self._most_in_memory, sink)
+        return bytes(sink.data)
 
     async def download_to(
         self,
@@ -183,26 +175,10 @@ class LogClient:
         """Fetch a log into a file; says what is in it. Arguments and errors as ``download``, and OSError.
 
         Until it is whole, what came is in ``<path>.part``, and which log it is in ``<path>.part.json``: the same
-        call goes on from there, as long as the vehicle's log still has the same id, size and time.
+        call goes on from there, as long as the vehicle's log still has the same id, size and time. Where the vehicle
+        tells no time, it must also have the same bytes at its beginning, and where the part ends.
         """
-        part = PartFile(Path(path))
-        wanted: list[LogInfo] = []
-
-        async def begin(info: LogInfo, whole: int) -> int:
-            wanted.append(info)
-            note = {"system": self._vehicle.heard_lately().system, **info._asdict(), "log_size": whole}
-            if not info.time_utc:  # without its time nobody can tell this log from another one of its number
-                note["at"] = time.time_ns()
-            return await asyncio.to_thread(part.begin, note)
-
-        async def store(offset: int, data: bytes) -> None:
-            await settled(asyncio.to_thread(part.write, offset, data))
-
-        async def finish(got: int) -> None:
-            await settled(asyncio.to_thread(part.finish, got))
-
-        got = await self._download(log_id, size, tell, timeout, self._most_in_file, begin, store, finish)
-        return wanted[0]._replace(size=got)
+        return await self._download(log_id, size, tell, timeout, self._most_in_file, FileSink(Path(path)))
 
     async def erase_all(self, *, timeout: float = 30.0) -> list[LogInfo]:
         """Erase all logs; returns the ones that are still there, such as the one being written.
@@ -226,11 +202,9 @@ class LogClient:
         tell: Tell | None,
         timeout: float,
         most: int,
-        begin: Callable[[LogInfo, int], Awaitable[int]],
-        store: Store,
-        finish: Callable[[int], Awaitable[None]] | None = None,
-    ) -> int:
-        """Fetch a log's windows in their order; returns how long it is. ``begin`` says how much is there."""
+        sink: Sink,
+    ) -> LogInfo:
+        """Fetch a log's windows in their order; returns what came."""
         system = self._vehicle.heard_lately().system
         async with self._turn(timeout):
             pace = Pace()
@@ -242,13 +216,36 @@ class LogClient:
                 )
             with self._calls.listen({_DATA}, system) as inbox, self._ending(system):
                 job = _Job(info._replace(size=total), system, inbox, timeout, tell, total, pace)
-                job.done = await begin(job.info, info.size)
-                await self._windows(job, store)
-            if finish is not None:  # still in our turn: the next one may be for the same file
-                await finish(job.done)
+                await self._begin(job, sink, info.size)
+                await self._windows(job, sink)
+            await sink.finish(job.done)  # still in our turn: the next one may be for the same file
         if job.total < total:
             log.warning("log %d of vehicle %d ends after %d of %d bytes", log_id, system, job.done, total)
-        return job.done
+        return info._replace(size=job.done)
+
+    async def _begin(self, job: _Job, sink: Sink, whole: int) -> None:
+        """Find out how much of it is there. Without a time a log of the same number and size may be another one."""
+        note = {"system": job.system, **job.info._asdict(), "log_size": whole}
+        job.done = there = await sink.begin(note)
+        if not there or job.info.time_utc:
+            return
+        # logs of one vehicle may begin alike for kilobytes, with formats and parameters; no two flights go on alike
+        tail = max(0, there - _LIKE_TAIL)
+        for begin, end in ((0, min(tail, _LIKE_HEAD)), (tail, there)):
+            if begin < end and await sink.peek(begin, end - begin) != await self._fetched(job, begin, end):
+                log.warning("what is there of log %d is of another one; it is fetched anew", job.info.id)
+                await sink.anew(note)
+                job.done = 0
+                return
+
+    async def _fetched(self, job: _Job, begin: int, end: int) -> bytes:
+        """These bytes, as the vehicle has them now."""
+        look = replace(job, tell=None, done=0, progress_at=time.monotonic())
+        window = Window(begin, end - begin)
+        while not window.complete:
+            await self._range(look, window)
+        job.asked = look.asked
+        return bytes(window.data)
 
     async def _entry(self, log_id: int, system: int, timeout: float, pace: Pace) -> LogInfo:
         """Ask what a log is; PX4 serves none that was not asked for like this. Raises LogUnknown, LogTimeout."""
@@ -272,14 +269,14 @@ class LogClient:
                         raise LogUnknown(f"vehicle {system} has no log {log_id} (it has {entry.number} of them)")
         raise LogTimeout(f"log {log_id}", 0, None, timeout)
 
-    async def _windows(self, job: _Job, store: Store) -> None:
+    async def _windows(self, job: _Job, sink: Sink) -> None:
         pieces = _FIRST_WINDOW
         while job.done < job.total:
             began = job.progress_at = time.monotonic()
             window = Window(job.done, min(job.total - job.done, pieces * PIECE))
             while not window.complete:
                 await self._range(job, window)
-            await store(job.done, bytes(window.data))
+            await sink.store(job.done, bytes(window.data))
             job.done += len(window.data)
             if window.cut:
                 job.total = job.done

@@ -18,7 +18,7 @@ from typing import Final
 
 from petalbus.handlers.mavlink.errors import MavlinkError, NotConnected, OrderInvalid
 from petalbus.handlers.mavlink.flight.vehicle import Vehicle
-from petalbus.handlers.mavlink.params.transfer import RoundTrip
+from petalbus.handlers.mavlink.params.round_trip import RoundTrip
 from petalbus.handlers.mavlink.wire.calls import Calls, Inbox
 from petalbus.handlers.mavlink.wire.framing import Frame
 

@@ -27,10 +27,10 @@ from petalbus.handlers.mavlink.missions.talk import (
     MissionRefused,
     MissionTimeout,
     Result,
-    SteadyTrip,
     Talk,
     Tell,
 )
+from petalbus.handlers.mavlink.missions.trip import SteadyTrip
 from petalbus.handlers.mavlink.missions.upload import Sent, Upload
 from petalbus.handlers.mavlink.wire.calls import Calls
 from petalbus.handlers.mavlink.wire.dialect import Dialect

@@ -8,7 +8,7 @@ middle, all is begun anew and what came before is thrown away: parts of two list
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from petalbus.handlers.mavlink.missions.items import MOST_ITEMS, MissionInvalid, MissionItem
@@ -36,9 +36,8 @@ _MOST_STARTS: Final = 6
 class _Flying:
     """An item that was asked for. Times are monotonic seconds."""
 
-    before_at: float
-    sent_at: float
-    sends: int = 1
+    said_at: list[float] = field(default_factory=list)
+    again_at: float = 0.0
     hurried: bool = False
 
 
@@ -66,6 +65,7 @@ class Download:
         self._window = 1
         self._next = 0
         self._best = 0
+        self._hurry = True
 
     async def run(self) -> list[MissionItem]:
         """Do it. Raises MissionRefused, MissionTimeout, MissionInterrupted, NotConnected."""
@@ -113,26 +113,26 @@ class Download:
         """Whether it makes sense to go on waiting."""
         if now - progress_at >= self._timeout:
             raise MissionTimeout(self._what, len(self._items), self._total, self._timeout)
-        if now - progress_at >= _STALLED_S or any(one.sends > _STALLED_SENDS for one in self._flying.values()):
+        if now - progress_at >= _STALLED_S or any(len(one.said_at) > _STALLED_SENDS for one in self._flying.values()):
             raise _Anew
 
     def _ask(self, now: float) -> None:
         for seq, flying in self._flying.items():
-            if now >= self._again_at(flying):
-                flying.sends += 1
-                flying.before_at, flying.sent_at = flying.sent_at, now
-                self._talk.repeated = True
-                self._talk.send("MISSION_REQUEST_INT", seq=seq)
+            if now >= flying.again_at:
+                self._say(seq, flying, now)
         while self._next < self._total and len(self._flying) < self._window:
-            self._flying[self._next] = _Flying(now, now)
-            self._talk.send("MISSION_REQUEST_INT", seq=self._next)
+            self._flying[self._next] = _Flying()
+            self._say(self._next, self._flying[self._next], now)
             self._next += 1
 
-    def _again_at(self, flying: _Flying) -> float:
-        return flying.sent_at + self._talk.pause(flying.sends)
+    def _say(self, seq: int, flying: _Flying, now: float) -> None:
+        flying.said_at.append(now)
+        flying.again_at = now + self._talk.trip.pause(len(flying.said_at))
+        self._talk.repeated = self._talk.repeated or len(flying.said_at) > 1
+        self._talk.send("MISSION_REQUEST_INT", seq=seq)
 
     def _due(self, progress_at: float) -> float:
-        due = min(map(self._again_at, self._flying.values()))
+        due = min(flying.again_at for flying in self._flying.values())
         return min(due, progress_at + min(self._timeout, _STALLED_S))
 
     def _take(self, heard: Heard, now: float) -> bool:
@@ -158,18 +158,16 @@ class Download:
 
     def _learn(self, seq: int, flying: _Flying, now: float) -> None:
         """From an answer: how long one takes, which earlier questions are lost, whether more may be under way."""
-        if flying.sends == 1:
+        once = len(flying.said_at) == 1
+        if once:
             self._window = min(self._most, self._window + 1)
-        elif flying.hurried and now - flying.sent_at < self._talk.soon():
-            self._window = self._most = 1  # too early for the repetition's answer: this link changes the order
+        elif flying.hurried and len(flying.said_at) == 2 and now - flying.said_at[-1] < self._talk.soon():
+            self._hurry = False  # too early for the repetition's answer: this link changes the order
         if not flying.hurried:
-            self._talk.answered(flying.before_at, flying.sent_at, flying.sends)
-        if flying.sends != 1:
+            self._talk.trip.answered(flying.said_at, now)
+        if not once or not self._hurry:
             return
         for other_seq, other in self._flying.items():
-            if other_seq < seq and not other.hurried and other.sent_at <= flying.sent_at:
+            if other_seq < seq and not other.hurried and other.said_at[-1] <= flying.said_at[-1]:
                 other.hurried = True
-                other.sends += 1
-                other.before_at, other.sent_at = other.sent_at, now
-                self._talk.repeated = True
-                self._talk.send("MISSION_REQUEST_INT", seq=other_seq)
+                self._say(other_seq, other, now)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
 from petalbus.handlers.mavlink.errors import MavlinkError, NotConnected
 from petalbus.handlers.mavlink.missions.items import MissionKind
-from petalbus.handlers.mavlink.params.transfer import RoundTrip
+from petalbus.handlers.mavlink.missions.trip import SteadyTrip
 from petalbus.handlers.mavlink.wire.calls import Calls, Inbox
 from petalbus.handlers.mavlink.wire.framing import Frame
 
@@ -38,10 +38,6 @@ _CLOCK_BACK_MS: Final = 1000
 _ID_AT: Final = {COUNT: 5, ACK: 4}
 _BUSY_S: Final = 9.0
 _BUSY_AGAIN_S: Final = 0.3
-_FIRST_PATIENCE_S: Final = 0.3
-_LONGEST_PATIENCE_S: Final = 2.0
-_LONGEST_PAUSE_S: Final = 1.0
-_EAGER: Final = 20
 _CONFIRM_PATIENCES: Final = 3.0
 
 Tell = Callable[[int, int], Awaitable[None]]
@@ -104,19 +100,6 @@ class MissionInterrupted(MavlinkError):
     code = "MISSION_INTERRUPTED"
 
 
-class SteadyTrip(RoundTrip):
-    """A round trip that a late answer changes little: vehicles also repeat their questions by themselves."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._fastest = float("inf")
-
-    def sample(self, seconds: float) -> None:
-        """One measurement, in seconds; one far above the fastest lately counts as less."""
-        self._fastest = min(1.02 * self._fastest, seconds)
-        super().sample(min(seconds, 2 * self._fastest + 0.01))
-
-
 class Heard(NamedTuple):
     """A message of the exchange, for us. ``list_id``: MAVLink's opaque_id, 0 where there is none."""
 
@@ -141,7 +124,7 @@ class Refusal(NamedTuple):
 class Talk:
     """One conversation with one vehicle about one kind of items."""
 
-    def __init__(self, calls: Calls, inbox: Inbox, system: int, kind: MissionKind, trip: RoundTrip) -> None:
+    def __init__(self, calls: Calls, inbox: Inbox, system: int, kind: MissionKind, trip: SteadyTrip) -> None:
         """``inbox`` listens to ``HEARD``; ``trip`` is what is known of the way to this vehicle."""
         self.kind = kind
         self.system = system
@@ -151,6 +134,7 @@ class Talk:
         self._calls = calls
         self._inbox = inbox
         self._booted_ms: int | None = None
+        self._spoke = False
 
     async def next(self, until: float) -> Heard | None:
         """The next message for us; None when none came until then. Raises MissionInterrupted after a reboot."""
@@ -167,9 +151,14 @@ class Talk:
                 return Heard(frame.msgid, fields, _list_id(frame))
 
     def send(self, name: str, **fields: Any) -> None:
-        """Say something about this kind of items. Raises NotConnected."""
+        """Say something about this kind of items. Raises NotConnected when nothing ever left.
+
+        Later on a wire that is full, or gone for a moment, has lost a message like any other.
+        """
         fields = {"target_system": self.system, "target_component": 1, "mission_type": self.kind, **fields}
-        self._calls.send(name, self.system, **fields)
+        with suppress(NotConnected) if self._spoke else nullcontext():
+            self._calls.send(name, self.system, **fields)
+            self._spoke = True
 
     def end(self, result: int = ACCEPTED) -> None:
         """Our acknowledgement; thrice on a bad link: PX4 does nothing else for 5 s when it misses it."""
@@ -179,20 +168,7 @@ class Talk:
 
     def patience(self) -> float:
         """Seconds within which an answer should come."""
-        return self.trip.patience(_LONGEST_PATIENCE_S if self.trip.smooth else _FIRST_PATIENCE_S)
-
-    def pause(self, sends: int) -> float:
-        """Seconds until something that was said ``sends`` times is said again."""
-        patience = self.patience()
-        return max(patience, min(_LONGEST_PAUSE_S, patience * max(1, sends - _EAGER)))
-
-    def answered(self, before_at: float, sent_at: float, sends: int) -> None:
-        """Learn how long an answer takes to something that was said at ``sent_at``, and before at ``before_at``."""
-        now, smooth = time.monotonic(), self.trip.smooth
-        if sends == 1 or smooth is None:
-            self.trip.sample(now - sent_at)
-        elif now - sent_at < smooth / 2:
-            self.trip.sample(now - before_at)  # too early for the repetition's: answers take longer than was thought
+        return self.trip.patience()
 
     def soon(self) -> float:
         """Seconds within which nothing that was heard can be the answer to what was just said."""
@@ -217,16 +193,17 @@ class Talk:
         """
         began = now = time.monotonic()
         end = began + timeout
-        due, before_at, sent_at, sends = began, began, began, 0
+        due = began
+        said_at: list[float] = []
         refusal: Refusal | None = None
         while now < end:
             if refusal is not None and now >= refusal.until:
                 raise self.refused(what, refusal)
             if now >= due:
                 self.send(question)
-                sends += 1
-                self.repeated = self.repeated or sends > 1
-                before_at, sent_at, due = sent_at, now, now + self.pause(sends)
+                said_at.append(now)
+                self.repeated = self.repeated or len(said_at) > 1
+                due = now + self.trip.pause(len(said_at))
             heard = await self.next(min(due, end, refusal.until if refusal else end))
             now = time.monotonic()
             if heard is None:
@@ -235,7 +212,7 @@ class Talk:
                 refusal = self.refusal(refusal, heard.refusal, min(_BUSY_S, timeout))
                 due = max(due, now + _BUSY_AGAIN_S)
             elif heard.msgid == answer:
-                self.answered(before_at, sent_at, sends)
+                self.trip.answered(said_at, now)
                 return heard
         if refusal is not None:
             raise self.refused(what, refusal)

@@ -29,6 +29,8 @@ from petalbus.handlers.mavlink.missions.talk import (
 _BUSY_S: Final = 9.0
 _GOES_ON_S: Final = 2.5
 _MOST_AHEAD: Final = 4
+_TURNS: Final = 0, 2, 4
+_LAST_PATIENCES: Final = 12
 
 
 class Sent(NamedTuple):
@@ -55,9 +57,8 @@ class Upload:
         self._asked = -1
         self._top = -1
         self._sent = -1
-        self._sent_at = 0.0
-        self._sends = 0
-        self._clear = False
+        self._said_at: list[float] = []  # when what it asked for last was said
+        self._sent_at: dict[int, list[float]] = {}  # when items left, of those that it may still have to ask for
         self._due = 0.0
         self._refusal: Refusal | None = None
         self._progress_at = 0.0
@@ -116,15 +117,16 @@ class Upload:
     async def _on_request(self, seq: int, now: float) -> None:
         if seq >= len(self._items):
             return
-        if seq == self._asked and now - self._sent_at < self._talk.soon():
+        if seq == self._asked and now - self._said_at[-1] < self._talk.soon():
             return  # the wire doubled the question
         self._refusal = None
         if self._asked < 0:
-            self._talk.answered(self._sent_at, self._sent_at, self._sends)
-        elif self._clear and seq == self._asked + 1:
-            self._talk.trip.sample(now - self._sent_at)
+            self._talk.trip.answered(self._said_at, now)
+        elif seq - 1 in self._sent_at and seq > self._top:
+            self._talk.trip.answered(self._sent_at[seq - 1], now)
+        self._sent_at = {number: times for number, times in self._sent_at.items() if number >= seq}
         self._asked = seq
-        self._sends = 0
+        self._said_at = []
         self._say(now)
         if seq > self._top:
             self._top = seq
@@ -135,7 +137,7 @@ class Upload:
         if self._asked < 0:
             grace = _BUSY_S
         elif self._all_sent:
-            grace = 4 * self._talk.patience()
+            grace = _LAST_PATIENCES * self._talk.patience()
         else:
             grace = _GOES_ON_S
         if result == Result.INVALID_SEQUENCE:
@@ -149,17 +151,23 @@ class Upload:
 
     def _say(self, now: float) -> None:
         """Say what was asked for last; when that is a repetition, also what may have been asked for after it."""
-        self._sends += 1
-        self._talk.repeated = self._talk.repeated or self._sends > 1
-        self._sent_at = now
-        self._due = now + self._talk.pause(self._sends)
-        self._clear = self._sends == 1 and self._sent < self._asked  # what it asks next can only be the answer to this
+        self._said_at.append(now)
+        again = len(self._said_at) > 1
+        self._talk.repeated = self._talk.repeated or again
+        self._due = now + self._talk.trip.pause(len(self._said_at))
         if self._asked < 0:
             self._talk.send("MISSION_COUNT", count=len(self._items))
             return
-        last = self._asked
-        if self._ahead and self._sends > 1:
-            last = max(last, min(self._sent + 1, last + _MOST_AHEAD))  # it waits for none that is later
-        for item in self._items[self._asked : last + 1]:
+        first = last = self._asked
+        if self._ahead and again:
+            if len(self._said_at) > _MOST_AHEAD + 1:
+                # it may have all of these, and its questions were lost: look further, in turns
+                first = min(first + _TURNS[len(self._said_at) % len(_TURNS)], self._sent + 1, len(self._items) - 1)
+            last = max(first, min(self._sent + 1, first + _MOST_AHEAD))  # it waits for none that is later
+            over = self._refusal is not None and self._refusal.result == Result.ERROR
+            if over and self._all_sent and len(self._said_at) % 3:
+                first = last = len(self._items) - 1  # it may have all: PX4 accepts the last one once more
+        for item in self._items[first : last + 1]:
             self._sent = max(self._sent, item.seq)
+            self._sent_at.setdefault(item.seq, []).append(now)
             self._talk.send("MISSION_ITEM_INT", **item.fields())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from typing import Final, Protocol
 
 from petalbus.handlers.mavlink.errors import CommandOutcomeUnknown, NotConnected, ParamsIncomplete
@@ -34,6 +34,7 @@ _AUTOPILOT_VERSION: Final = 148
 _BYTEWISE_BIT: Final = 16
 _C_CAST_BIT: Final = 131072
 _VERSION_S: Final = 1.5
+_VERSION_AGAIN_S: Final = 0.4
 _QUIET_S: Final = 0.4
 _LIST_AGAIN_S: Final = 1.0
 _GAP_LIMITS: Final = Limits(window=10, resend=0.5, retries=20)
@@ -229,16 +230,21 @@ class ParamClient:
 
     async def ask_version(self, state: VehicleState) -> None:
         """Ask for AUTOPILOT_VERSION, which tells the capabilities; a vehicle that does not answer is left alone."""
-        ask = Command(Cmd.REQUEST_MESSAGE, (_AUTOPILOT_VERSION,), idempotent=True, answer=_VERSION_S)
         end = self._clock() + _VERSION_S
-        try:
+        while (left := end - self._clock()) > 0:
+            again = self._clock() + min(left, _VERSION_AGAIN_S)
+            await self._ask_version_once(state, min(left, _VERSION_AGAIN_S))
+            while state.capabilities is None and self._clock() < again:  # the message itself may be lost
+                await self._vehicle.changed(again - self._clock())
+            if state.capabilities is not None:
+                return
+
+    async def _ask_version_once(self, state: VehicleState, seconds: float) -> None:
+        ask = Command(Cmd.REQUEST_MESSAGE, (_AUTOPILOT_VERSION,), idempotent=True, answer=seconds)
+        with suppress(CommandOutcomeUnknown):
             async with aclosing(self._vehicle.client.run(ask, Target(state.system))) as acks:
                 async for _ in acks:
                     break
-        except CommandOutcomeUnknown:
-            return
-        while state.capabilities is None and self._clock() < end:
-            await self._vehicle.changed(end - self._clock())
 
 
 def encoding_of(state: VehicleState) -> ParamEncoding | None:

@@ -71,13 +71,11 @@ class ParamLister:
         self, seconds: float, encoding: ParamEncoding, tell: Tell | None
     ) -> dict[str, ParamValue] | None:
         """What ArduPilot's file says; None where it cannot be had."""
-        if self._vehicle.heard_lately().capabilities is None:
-            await self._client.ask_version(self._vehicle.heard_lately())
-        if not (self._vehicle.heard_lately().capabilities or _FTP_BIT) & _FTP_BIT:
-            return None
         try:
             async with asyncio.timeout(seconds):
-                pack = await self._ftp.read(PARAM_FILE)
+                pack = await self._read_file()
+            if pack is None:
+                return None
             found = _values(decode_param_pack(pack), encoding)
         except NotConnected:
             raise
@@ -89,6 +87,27 @@ class ParamLister:
         if tell is not None:
             await tell(len(found), len(found))
         return found
+
+    async def _read_file(self) -> bytes | None:
+        """The file; None where the vehicle says that it has no files. That is asked meanwhile, not before."""
+        reading = asyncio.create_task(self._ftp.read(PARAM_FILE), name="mavlink.params.file")
+        asking = asyncio.create_task(self._has_files(), name="mavlink.params.version")
+        try:
+            await asyncio.wait({reading, asking}, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done() and not await asking:
+                return None
+            return await reading
+        finally:
+            for task in (reading, asking):
+                task.cancel()
+            await asyncio.gather(reading, asking, return_exceptions=True)
+
+    async def _has_files(self) -> bool:
+        """Whether the vehicle may have MAVLink FTP: True also where it does not tell."""
+        state = self._vehicle.heard_lately()
+        if state.capabilities is None:
+            await self._client.ask_version(state)
+        return bool((state.capabilities or _FTP_BIT) & _FTP_BIT)
 
     async def _hash(self) -> bytes | None:
         """PX4's number for all parameters; None where it does not tell one."""

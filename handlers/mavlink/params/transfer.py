@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, NamedTuple
 
+from petalbus.handlers.mavlink.params.refusal import ENCODING_UNKNOWN, Refusal, refused
+from petalbus.handlers.mavlink.params.round_trip import RoundTrip
 from petalbus.handlers.mavlink.params.values import (
     PARAM_REQUEST_READ_ID,
     PARAM_SET_ID,
@@ -30,32 +32,18 @@ from petalbus.handlers.mavlink.params.values import (
 )
 
 _FLOAT: Final = struct.Struct("<f")
-_SHORTEST: Final = 0.02
 _BLIND_AFTER: Final = 2
 _EAGER: Final = 4, 20
+_EARLIEST: Final = 0.2
+"""Share of the usual patience."""
+_SPARE: Final = 0.09
+"""Share of the messages that may be early repetitions."""
+_SOME_LOSS: Final = 0.03
+_DENIED: Final = 3
+"""Sendings that are answered with one and the same other value until that counts as the vehicle's answer."""
+_DENIED_S: Final = 0.1
+"""Between two of these: answers to what was asked before, late or twice, are over by then."""
 _UNLIKELY: Final = math.log(0.01)
-
-
-class RoundTrip:
-    """How long this vehicle takes to answer, in seconds; only from requests that left once."""
-
-    def __init__(self) -> None:
-        self.smooth: float | None = None
-        self._spread = 0.0
-
-    def sample(self, seconds: float) -> None:
-        """One measurement."""
-        if self.smooth is None:
-            self.smooth, self._spread = seconds, seconds / 2
-            return
-        self._spread += (abs(seconds - self.smooth) - self._spread) / 4
-        self.smooth += (seconds - self.smooth) / 8
-
-    def patience(self, most: float) -> float:
-        """How long to wait for an answer, ``most`` seconds while nothing is known."""
-        if self.smooth is None:
-            return most
-        return min(most, max(_SHORTEST, 1.5 * self.smooth, self.smooth + 4 * self._spread))
 
 
 class Phase(Enum):
@@ -65,14 +53,6 @@ class Phase(Enum):
     LEARN = "learn"
     """Its value, because its type must be known before it is set."""
     SET = "set"
-
-
-class Refusal(NamedTuple):
-    """Why a parameter has no confirmed value. ``code`` is stable; ``error`` is the vehicle's MAV_PARAM_ERROR."""
-
-    code: str
-    reason: str
-    error: int | None = None
 
 
 class Outgoing(NamedTuple):
@@ -101,6 +81,8 @@ class Item:
     hurried_at: float | None = None
     learned: bool = False
     answered: ParamValue | None = None
+    denied: int = 0
+    """Sendings one after the other that were answered with the same wrong value."""
     error: int | None = None
 
 
@@ -150,6 +132,8 @@ class Transfer:
         self._reads_answered = False
         self._answered_sends = 0
         self._eager = _EAGER[1]
+        self._early = 0
+        self._loss = 0.0
         for item in self._items.values():
             if item.value is not None:
                 self._prepare(item)
@@ -213,7 +197,7 @@ class Transfer:
         item.error = error
         self._clock_answer(item, now)
         if error != ParamError.TYPE_MISMATCH:
-            self._refuse(item, _refused(item, error))
+            self._refuse(item, refused(item.key, error))
         elif item.phase is Phase.SET and not item.learned:
             self._learn(item)
         # else it is a repetition, or late: what was sent since may be right
@@ -279,7 +263,7 @@ class Transfer:
             self._clock_answer(item, now)
             self._confirm(item, value)
         else:
-            item.answered = value
+            before, item.answered = item.answered, value
             if self._remote.encoding is ParamEncoding.BYTEWISE and value.param_type != item.kind:
                 # it took the bytes for another type's: put that right at once
                 item.kind = value.param_type
@@ -287,6 +271,17 @@ class Transfer:
                 sends = item.sends
                 self._encode(item)
                 item.sends = sends  # the time for this phase goes on
+            else:
+                self._denied(item, before, now)
+
+    def _denied(self, item: Item, before: ParamValue | None, now: float) -> None:
+        """Another value came back than the one that was set. Once may be chance: it is set again, twice."""
+        if now - item.sent_at < (self._remote.trip.smooth or 0.0) / 2:
+            return  # too early for an answer to the last sending
+        same = before is not None and item.answered is not None and before.raw == item.answered.raw
+        item.denied = item.denied + 1 if same else 1
+        if item.denied >= _DENIED and now - item.begun_at >= (_DENIED - 1) * _DENIED_S:
+            self._exhausted(item)
 
     def _same(self, item: Item, value: ParamValue) -> bool:
         if value.raw == item.raw:
@@ -313,7 +308,25 @@ class Transfer:
         if item.hurry:
             return float("-inf")
         patience = self._remote.trip.patience(self._limits.resend)
+        if self._may_be_early(item):
+            patience *= max(_EARLIEST, min(1.0, len(self._flying) / self._limits.window))
+        if item.denied:
+            patience = max(_DENIED_S, self._remote.trip.smooth or 0.0)
         return item.sent_at + min(self._limits.resend, patience * max(1, item.sends - self._eager))
+
+    def _may_be_early(self, item: Item) -> bool:
+        """Whether to repeat a request before its answer could be here.
+
+        At the end of a transfer nothing else is to be sent, and each loss costs a whole patience. On a link that loses
+        messages the window is kept full with repetitions then: few enough that hardly more leaves in all.
+        """
+        return (
+            not self._queue
+            and self._loss > _SOME_LOSS
+            and self._early < _SPARE * self.sent
+            and 0 < item.sends <= self._eager
+            and not item.denied
+        )
 
     def _end(self, item: Item) -> float:
         """When to give up."""
@@ -335,6 +348,8 @@ class Transfer:
         else:
             payload = pack_param_read(item.key, system=to[0], component=to[1])
             out.append(Outgoing(PARAM_REQUEST_READ_ID, payload))
+        if item.sends and not item.hurry and self._may_be_early(item):
+            self._early += 1
         self._order += 1
         item.order = self._order
         item.sends += 1
@@ -353,6 +368,7 @@ class Transfer:
         self._flying.pop(item.key, None)
         # how often one has to ask on this link until silence can hardly be loss any more
         self._answered_sends += item.sends
+        self._loss = 1.0 - len(self.values) / self._answered_sends
         lost = 1.0 - len(self.values) / (self._answered_sends + 1)
         self._eager = min(max(_EAGER[0], math.ceil(_UNLIKELY / math.log(lost))), _EAGER[1])
 
@@ -362,7 +378,7 @@ class Transfer:
 
     def _exhausted(self, item: Item) -> None:
         if item.error is not None:
-            self._refuse(item, _refused(item, item.error))
+            self._refuse(item, refused(item.key, item.error))
         elif item.answered is not None:
             kept = item.answered
             text = f"the vehicle answered with {kept.raw.hex()} (type {kept.param_type}), not with the value set"
@@ -370,18 +386,3 @@ class Transfer:
         else:
             times = f"asked {item.sends} time(s)" if item.sends else "not reached in the time allowed"
             self._refuse(item, Refusal("NOT_ANSWERED", f"the vehicle did not answer ({times})"))
-
-
-ENCODING_UNKNOWN: Final = Refusal(
-    "ENCODING_UNKNOWN",
-    "this vehicle does not tell how it sends integers (neither PX4 nor ArduPilot, and no capability bit): an integer "
-    "could arrive as another number",
-)
-
-
-def _refused(item: Item, error: int) -> Refusal:
-    try:
-        name = ParamError(error).name
-    except ValueError:
-        name = f"PARAM_ERROR_{error}"
-    return Refusal(name, f"the vehicle refuses {item.key!r}: {name}", error)

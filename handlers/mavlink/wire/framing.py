@@ -27,6 +27,7 @@ _HEADER_V1: Final = 6
 _HEADER_V2: Final = 10
 _CHECKSUM: Final = 2
 _SIGNATURE: Final = 13
+_SHORTEST_V2: Final = _HEADER_V2 + _CHECKSUM
 _MARKER: Final = re.compile(rb"[\xfd\xfe]")
 _INCOMPLETE: Final = 0
 _IMPOSSIBLE: Final = -1
@@ -106,6 +107,9 @@ class Frame:
         return f"<Frame v{self.version} msgid={self.msgid} {self.sysid}/{self.compid} seq={self.seq}>"
 
 
+_UNDECIDED: Final = Frame(b"", -1)
+
+
 def _message_id(raw: bytes) -> int:
     return raw[7] | raw[8] << 8 | raw[9] << 16 if raw[0] == MARKER_V2 else raw[5]
 
@@ -144,7 +148,7 @@ class _Sender:
 
 
 class Framer:
-    """Cuts one byte stream (one peer of a link) into frames. Holds at most one incomplete frame.
+    """Cuts one byte stream (one peer of a link) into frames. Holds back what may be one, two at most.
 
     ``crc_extras`` is the dialect: message id -> CRC extra byte.
     """
@@ -173,14 +177,43 @@ class Framer:
         A frame may span datagrams (serial bridges cut anywhere), but a datagram that ends exactly with an intact frame
         shows that an incomplete frame before it is damage: what lies behind it is not kept waiting.
         """
+        if not self._tail and len(data) > _SHORTEST_V2:
+            frame = self._whole(data)
+            if frame is not None:
+                return [frame]
         frames = self.feed(data)
-        if self._tail and self._holds_frame(self._tail, at_end=True):
+        if self._tail and self._ends_with_frame(self._tail):
             frames += self.flush()
         return frames
 
     def flush(self) -> list[Frame]:
         """Give up on the incomplete frame, because nothing more came for a while or ever will."""
         return self._scan(self._tail, final=True)
+
+    def _whole(self, data: bytes) -> Frame | None:
+        """A datagram that is one intact, unsigned MAVLink 2 frame of a known message, as almost all are: the short way.
+
+        Counts what the long way would. None: it is something else, and nothing was counted.
+        """
+        if data[0] != MARKER_V2 or data[2] or len(data) != data[1] + _SHORTEST_V2:
+            return None
+        msgid = data[7] | data[8] << 8 | data[9] << 16
+        extra = self._extras.get(msgid)
+        if extra is None:
+            return None
+        state = crc(data[1:-2])
+        if (state >> 8) ^ CRC_TABLE[(state ^ extra) & 0xFF] != data[-2] | data[-1] << 8:
+            return None
+        counters = self.counters
+        counters.bytes += len(data)
+        counters.frames += 1
+        seq, key = data[4], data[5] << 8 | data[6]
+        sender = self._senders.get(key)
+        if sender is not None and (sender.last + 1) & 0xFF == seq:
+            sender.last = seq
+        else:
+            self._track(sender, key, seq)
+        return Frame(data, msgid)
 
     def _scan(self, data: bytes, *, final: bool) -> list[Frame]:
         frames: list[Frame] = []
@@ -191,7 +224,9 @@ class Framer:
             if length == _INCOMPLETE and not final:
                 break
             if length > 0:
-                frame = self._checked(data[position : position + length])
+                frame = self._checked(data, position, length, final=final)
+                if frame is _UNDECIDED:
+                    break
                 if frame is not None:
                     frames.append(frame)
                     position += length
@@ -206,8 +241,9 @@ class Framer:
         self._damage_end = max(0, self._damage_end - position)
         return frames
 
-    def _checked(self, raw: bytes) -> Frame | None:
-        """The frame when its checksum holds, else None."""
+    def _checked(self, data: bytes, position: int, length: int, *, final: bool) -> Frame | None:
+        """The frame when its checksum holds, else None; _UNDECIDED when only what follows can tell."""
+        raw = data[position : position + length]
         if raw[0] == MARKER_V2:
             end = raw[1] + _HEADER_V2
             msgid = raw[7] | raw[8] << 8 | raw[9] << 16
@@ -219,7 +255,10 @@ class Framer:
         received = raw[end] | raw[end + 1] << 8
         extra = self._extras.get(msgid)
         if extra is None:
-            if not self._unknown_holds(raw, msgid, key, implied_extra(state, received)):
+            holds = self._unknown_holds(data[position:], length, key, implied_extra(state, received), final=final)
+            if holds is None:
+                return _UNDECIDED
+            if not holds:
                 return None
             self.counters.unknown += 1
         elif (state >> 8) ^ CRC_TABLE[(state ^ extra) & 0xFF] != received:
@@ -233,23 +272,40 @@ class Framer:
             self._track(sender, key, seq)
         return Frame(raw, msgid)
 
-    def _unknown_holds(self, raw: bytes, msgid: int, key: int, extra: int | None) -> bool:
+    def _unknown_holds(self, data: bytes, length: int, key: int, extra: int | None, *, final: bool) -> bool | None:
         """Whether to believe a frame of an unknown message whose checksum implies the CRC extra byte ``extra``.
 
         Two equal sightings settle a message's byte. Until then a stretch of noise that looks like a frame would pass
-        once in 256 times; so its sender must be known (or nobody yet), and no surer frame may lie inside.
+        once in 256 times; so its sender must be known (or nobody yet), and no surer frame may begin inside: a frame
+        that was cut claims a part of the next one. None: only what follows ``data`` can tell.
         """
         if extra is None:
             return False
+        msgid = _message_id(data)
         known, settled = self._unknown.get(msgid, (-1, False))
-        if settled:
+        if settled or known == extra:
+            if known == extra:
+                self._unknown[msgid] = (extra, True)
             return known == extra
+        surer = self._begins_within(data, length)
+        if surer is None and not final:
+            return None
         if known < 0 and len(self._unknown) >= _MAX_UNKNOWN:
             del self._unknown[next(iter(self._unknown))]
-        self._unknown[msgid] = (extra, known == extra)
-        if known == extra:
-            return True
-        return (not self._senders or key in self._senders) and not self._holds_frame(raw, at_end=False)
+        self._unknown[msgid] = (extra, False)
+        return (not self._senders or key in self._senders) and not surer
+
+    def _begins_within(self, data: bytes, length: int) -> bool | None:
+        """Whether an intact frame of a known message begins in the first ``length`` bytes; None when one may."""
+        found: bool | None = False
+        for marker in _MARKER.finditer(data, 1, length):
+            position = marker.start()
+            claimed = _claimed_length(data, position, len(data))
+            if claimed > 0 and self._intact(data[position : position + claimed]):
+                return True
+            if claimed == _INCOMPLETE:
+                found = None
+        return found
 
     def _track(self, sender: _Sender | None, key: int, seq: int) -> None:
         """Follow the sequence where it did not simply go on by one."""
@@ -275,14 +331,14 @@ class Framer:
             self.counters.crc_errors += 1
             self._damage_end = position + length
 
-    def _holds_frame(self, data: bytes, *, at_end: bool) -> bool:
-        """Whether an intact frame of a known message lies in ``data``, beyond its first byte."""
+    def _ends_with_frame(self, data: bytes) -> bool:
+        """Whether ``data`` ends with an intact frame of a known message that begins beyond its first byte."""
         size = len(data)
         for marker in _MARKER.finditer(data, 1):
             position = marker.start()
             length = _claimed_length(data, position, size)
             end = position + length
-            if length > 0 and (end == size or not at_end) and self._intact(data[position:end]):
+            if length > 0 and end == size and self._intact(data[position:end]):
                 return True
         return False
 

@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from petalbus.handlers.mavlink.wire.dialect import Dialect, MavMessage, Packer, load_dialect
-from petalbus.handlers.mavlink.wire.framing import Frame, Framer
+from petalbus.handlers.mavlink.wire.framing import MARKER_V2, Frame, Framer
+from petalbus.handlers.mavlink.wire.outbox import numbered
 from petalbus.handlers.mavlink.wire.signing import Signer, Verdict
 from petalbus.handlers.mavlink.wire.transport import Address, Transport, open_transport
 
@@ -79,6 +80,7 @@ class Link:
         self._on_frames = on_frames
         self._peers: dict[Address, _Peer] = {}
         self._routes: dict[int, Address] = {}
+        self._numbers: dict[Address, int] = {}  # of the byte streams: the sequence number that is next
         self._batch: list[Frame] = []
         self._gone: Counter[str] = Counter()
         self._signing = signing
@@ -134,10 +136,16 @@ class Link:
         return left
 
     def _transmit_signed(self, signing: Signer, data: bytes, targets: Sequence[Address]) -> int:
-        """Each wire is a stream of signatures of its own: a slow one must not look like a replay."""
+        """Each wire is a stream of signatures of its own: a slow one must not look like a replay.
+
+        For the same reason a frame that may be overtaken is signed when it leaves.
+        """
         signed: dict[int, bytes] = {}
         left = 0
         for address in targets:
+            if not self.transport.is_datagram(address):
+                left += self.transport.send(data, address)
+                continue
             channel = self.transport.channel(address)
             if channel not in signed:
                 signed[channel] = signing.sign(data, channel=channel)
@@ -162,8 +170,21 @@ class Link:
             batch, self._batch = self._batch, []
             self._on_frames(batch, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
 
+    def leaving(self, data: bytes, address: Address) -> bytes:
+        """Called by the transport: this frame leaves a byte stream now. It gets its number, and its signature.
+
+        Numbers and timestamps grow in the order of leaving: a frame that was overtaken is neither lost nor a replay.
+        """
+        number = self._numbers.get(address, data[4] if data[0] == MARKER_V2 else data[2])
+        self._numbers[address] = (number + 1) & 0xFF
+        data = numbered(data, number)
+        if self._signing is None:
+            return data
+        return self._signing.sign(data, channel=self.transport.channel(address))
+
     def closed(self, address: Address) -> None:
         """Called by the transport: this connection ended, and its address does not come again."""
+        self._numbers.pop(address, None)
         peer = self._peers.get(address)
         if peer is not None:
             self._take(peer, address, peer.framer.flush())

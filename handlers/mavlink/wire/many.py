@@ -19,6 +19,9 @@ class _Wire:
     def received(self, data: bytes, address: Address) -> None:
         self._receiver.received(data, (self._number, *address))
 
+    def leaving(self, data: bytes, address: Address) -> bytes:
+        return self._receiver.leaving(data, (self._number, *address))
+
     def closed(self, address: Address) -> None:
         self._receiver.closed((self._number, *address))
 

@@ -5,7 +5,6 @@ The event loop does the rest. A port that is not there yet, or that vanishes, is
 
 from __future__ import annotations
 
-import array
 import asyncio
 import errno
 import fcntl
@@ -13,15 +12,19 @@ import os
 import termios
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import serial
 
 from petalbus.handlers.mavlink.wire.endpoint import Endpoint
+from petalbus.handlers.mavlink.wire.pace import BaudPace, HeldPace, Pace, unsent
 from petalbus.handlers.mavlink.wire.transport import MAX_WAITING_BYTES, LineTransport, Opened
 
 _LEAST_WAITING: Final = 2048
 _BITS_A_BYTE: Final = 10
+_NO_REAL_SPEED: Final = ("ttyACM", "ttyGS", "rfcomm")
+"""USB without an adapter, at either end of it, and Bluetooth: the baud rate is only a word there."""
 _HINTS: Final = {
     errno.EACCES: "may this user open it? It usually belongs to the group dialout",
     errno.EPERM: "may this user open it? It usually belongs to the group dialout",
@@ -55,14 +58,13 @@ class SerialTransport(LineTransport):
             self._port = None
             await asyncio.to_thread(_shut, port)
 
-        return Opened(port.fileno(), close)
+        return Opened(port.fileno(), _pace(port.fileno(), self.endpoint.baud), close)
 
     def _unsent(self) -> int:
         """Bytes in the system's buffer."""
-        count = array.array("i", [0])
-        with suppress(OSError, TypeError, AttributeError):  # closed meanwhile, or it cannot tell
-            fcntl.ioctl(self._port.fileno(), termios.TIOCOUTQ, count)
-        return count[0]
+        with suppress(OSError, TypeError, AttributeError):  # closed meanwhile
+            return unsent(self._port.fileno())
+        return 0
 
 
 class _Attempt:
@@ -111,6 +113,13 @@ def _open_port(endpoint: Endpoint) -> Any:
         _shut(port)
         raise OSError(_told(error)) from None
     return port
+
+
+def _pace(descriptor: int, baud: int) -> Pace:
+    name = ""
+    with suppress(OSError):
+        name = Path(os.ttyname(descriptor)).name
+    return HeldPace(descriptor) if name.startswith(_NO_REAL_SPEED) else BaudPace(descriptor, baud / _BITS_A_BYTE)
 
 
 def _shut(port: Any) -> None:

@@ -12,7 +12,9 @@ from typing import Any, Final
 
 from petalbus.handlers.mavlink.errors import LinkError
 from petalbus.handlers.mavlink.wire.endpoint import Endpoint
-from petalbus.handlers.mavlink.wire.transport import Address, Line, LineTransport, Opened, Receiver
+from petalbus.handlers.mavlink.wire.line import Line
+from petalbus.handlers.mavlink.wire.pace import SocketPace
+from petalbus.handlers.mavlink.wire.transport import MAX_WAITING_BYTES, Address, LineTransport, Opened, Receiver
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class TcpClient(LineTransport):
                 sock.close()
                 raise
             else:
-                return Opened(sock.fileno(), _closer(sock))
+                return Opened(sock.fileno(), SocketPace(sock), _closer(sock))
         raise problem
 
 
@@ -117,6 +119,7 @@ class TcpServer:
                 "refused": self.refused,
                 "dropped": self.dropped,
                 "waiting_bytes": sum(line.waiting for _, line in self._clients.values()),
+                "overtaken": sum(line.overtaken for _, line in self._clients.values()),
             }
         ]
 
@@ -183,7 +186,9 @@ class TcpServer:
             client.fileno(),
             address,
             self._receiver,
+            pace=SocketPace(client),
             rest=self._rest,
+            limit=MAX_WAITING_BYTES,
             end_when_full=True,
             on_end=lambda reason: self._leave(address, reason),
         )

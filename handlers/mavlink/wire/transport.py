@@ -1,23 +1,24 @@
-"""What a link needs of the wire below it, what all byte streams share, and which transport an endpoint names.
+"""What a link needs of the wire below it, how a byte stream is kept open, and which transport an endpoint names.
 
-UDP is in ``udp``, TCP in ``tcp``, serial ports in ``serial_line``, several wires for one link in ``many``.
+One open byte stream is in ``line``, UDP in ``udp``, TCP in ``tcp``, serial ports in ``serial_line``, several wires
+for one link in ``many``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from petalbus.handlers.mavlink.wire.endpoint import Endpoint, parse_endpoints
+from petalbus.handlers.mavlink.wire.line import Line
+from petalbus.handlers.mavlink.wire.pace import Pace
 from petalbus.handlers.mavlink.wire.udp import UdpTransport
 
-__all__ = ["Address", "Line", "LineTransport", "Opened", "Receiver", "Transport", "UdpTransport", "open_transport"]
+__all__ = ["Address", "LineTransport", "Opened", "Receiver", "Transport", "UdpTransport", "open_transport"]
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,6 @@ Address = tuple[Any, ...]
 MAX_WAITING_BYTES: Final = 64 * 1024
 """What may wait for one slow other end."""
 
-_READ_BYTES: Final = 64 * 1024
-_MAX_DRAIN: Final = 256 * 1024
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 5.0
 _LAST_WORDS_S: Final = 0.25
@@ -42,6 +41,9 @@ class Receiver(Protocol):
 
     def drained(self) -> None:
         """Nothing more is there for now."""
+
+    def leaving(self, data: bytes, address: Address) -> bytes:
+        """A frame that was given to ``send`` leaves on a byte stream now: what its bytes shall be."""
 
     def closed(self, address: Address) -> None:
         """A connection ended; its address does not come again."""
@@ -74,163 +76,22 @@ class Transport(Protocol):
         """Start. Raises LinkError."""
 
     def send(self, data: bytes, address: Address) -> bool:
-        """Hand over to the system at once; False when it was dropped (never waits, never raises OSError)."""
+        """Send one whole frame; False when it was dropped (never waits, never raises OSError).
+
+        A datagram leaves at once, as it is. On a byte stream it may wait, and others may overtake it: what depends
+        on the order (its number, its signature) is for ``Receiver.leaving``.
+        """
 
     async def close(self) -> None:
         """Stop; twice is allowed."""
 
 
-class Line:
-    """One open byte stream: a non-blocking file descriptor (a socket, a serial port) in the event loop.
-
-    It reads everything that is there, then rests, as UDP does. It writes at once what the system takes; what is
-    left waits, whole frames up to a limit. It does not close the descriptor.
-    """
-
-    def __init__(
-        self,
-        descriptor: int,
-        address: Address,
-        receiver: Receiver,
-        *,
-        rest: float,
-        on_end: Callable[[str], None],
-        limit: int = MAX_WAITING_BYTES,
-        end_when_full: bool = False,
-    ) -> None:
-        """Begin to read. ``on_end`` is called once, with the reason, when the other end is gone, not by ``send``.
-
-        ``limit`` is in bytes. A frame that has no room is dropped, or ends the line (``end_when_full``).
-        """
-        self.address = address
-        self.heard = 0
-        """Bytes received."""
-        self.dropped = 0
-        """Frames that did not leave."""
-        self._descriptor = descriptor
-        self._receiver = receiver
-        self._rest = rest
-        self._on_end = on_end
-        self._limit = limit
-        self._end_when_full = end_when_full
-        self._loop = asyncio.get_running_loop()
-        self._waiting = bytearray()
-        self._frames: deque[int] = deque()  # how many bytes of each frame wait
-        self._timer: asyncio.TimerHandle | None = None
-        self._open = True
-        self._loop.add_reader(descriptor, self._readable)
-
-    @property
-    def open(self) -> bool:
-        """False as soon as it is known that nothing can be sent any more."""
-        return self._open
-
-    @property
-    def waiting(self) -> int:
-        """Bytes that wait."""
-        return len(self._waiting)
-
-    def send(self, data: bytes) -> bool:
-        """Send one frame; False when it was dropped."""
-        if self._open and len(self._waiting) + len(data) > self._limit and self._end_when_full:
-            self._fail("it does not read")
-        if not self._open or len(self._waiting) + len(data) > self._limit:
-            self.dropped += 1
-            return False
-        written = 0 if self._waiting else self._write(data)
-        if written < 0:
-            self.dropped += 1
-            return False
-        if written < len(data):
-            if not self._waiting:
-                self._loop.add_writer(self._descriptor, self._writable)
-            self._waiting += data[written:]
-            self._frames.append(len(data) - written)
-        return True
-
-    def stop(self) -> None:
-        """Leave the event loop; what waits counts as dropped. Call it before the descriptor is closed."""
-        if self._descriptor < 0:
-            return
-        self._open = False
-        if self._timer is not None:
-            self._timer.cancel()
-        self._loop.remove_reader(self._descriptor)
-        self._loop.remove_writer(self._descriptor)
-        self._descriptor = -1
-        self.dropped += len(self._frames)
-        self._waiting.clear()
-        self._frames.clear()
-
-    def _write(self, data: bytes | bytearray) -> int:
-        """How much the system took; -1 when the line is broken."""
-        try:
-            return os.write(self._descriptor, data)
-        except (BlockingIOError, InterruptedError):
-            return 0
-        except OSError as error:
-            self._fail(error.strerror or str(error))
-            return -1
-
-    def _writable(self) -> None:
-        written = self._write(self._waiting) if self._open else -1
-        if written <= 0:
-            return
-        del self._waiting[:written]
-        while written > 0:
-            size = self._frames.popleft()
-            if size > written:
-                self._frames.appendleft(size - written)
-            written -= size
-        if not self._waiting:
-            self._loop.remove_writer(self._descriptor)
-
-    def _readable(self) -> None:
-        self._timer = None
-        reason, end = None, self.heard + _MAX_DRAIN
-        while reason is None and self._descriptor >= 0 and self.heard < end:
-            try:
-                data = os.read(self._descriptor, _READ_BYTES)
-            except (BlockingIOError, InterruptedError):
-                break
-            except OSError as error:
-                reason = error.strerror or str(error)
-                break
-            if data:
-                self.heard += len(data)
-                self._receiver.received(data, self.address)
-            else:
-                reason = "the other end closed it"
-        self._receiver.drained()
-        if reason is not None:
-            self._end(reason)
-        elif self._rest > 0 and self._descriptor >= 0:
-            self._loop.remove_reader(self._descriptor)
-            self._timer = self._loop.call_later(self._rest, self._resume)
-
-    def _resume(self) -> None:
-        self._timer = None
-        if self._descriptor >= 0:
-            self._loop.add_reader(self._descriptor, self._readable)
-
-    def _fail(self, reason: str) -> None:
-        """Nothing can be sent any more; tell it later, because whoever sends just now is no place for it."""
-        if self._open:
-            self._open = False
-            self._loop.call_soon(self._end, reason)
-
-    def _end(self, reason: str) -> None:
-        if self._descriptor >= 0:
-            self.stop()
-            self._receiver.closed(self.address)
-            self._on_end(reason)
-
-
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A descriptor in non-blocking mode, and how to close it."""
+    """A descriptor in non-blocking mode, how much of what leaves it gets at once, and how to close it."""
 
     descriptor: int
+    pace: Pace
     close: Callable[[], Awaitable[None]]
 
 
@@ -238,7 +99,7 @@ class LineTransport(ABC):
     """A wire with one other end: opened when it is there, and again when it vanished (after 0.5 s to 5 s)."""
 
     def __init__(self, endpoint: Endpoint, *, rest: float, limit: int = MAX_WAITING_BYTES) -> None:
-        """``rest`` is the pause after each draining in seconds, ``limit`` what may wait to be sent, in bytes."""
+        """``rest`` is the pause after each draining in seconds, ``limit`` what bulk may wait to be sent, in bytes."""
         self.endpoint = endpoint
         self.state = "closed"
         """``open``, ``closed``, or why it is not open."""
@@ -286,14 +147,15 @@ class LineTransport(ABC):
 
     def describe(self) -> list[dict[str, Any]]:
         """One entry: state and counters."""
-        waiting = 0 if self._line is None else self._line.waiting
+        line = self._line
         return [
             {
                 "endpoint": self.name,
                 "state": self.state,
                 "connections": self.connections,
                 "dropped": self.dropped,
-                "waiting_bytes": waiting,
+                "waiting_bytes": 0 if line is None else line.waiting,
+                "overtaken": 0 if line is None else line.overtaken,
             }
         ]
 
@@ -344,6 +206,7 @@ class LineTransport(ABC):
             opened.descriptor,
             (place, self.endpoint.port, self.connections),
             receiver,
+            pace=opened.pace,
             rest=self._rest,
             limit=self._limit,
             on_end=lambda reason: None if ended.done() else ended.set_result(reason),

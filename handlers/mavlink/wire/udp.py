@@ -47,6 +47,7 @@ class UdpTransport:
         self._timer: asyncio.TimerHandle | None = None
         self._receiver: Receiver | None = None
         self._buffer = bytearray(_LARGEST_DATAGRAM)
+        self._view = memoryview(self._buffer)
         self._counted = 0
         self._counted_from = float("-inf")
         self._busy = False
@@ -164,7 +165,7 @@ class UdpTransport:
         sock, receiver = self._socket, self._receiver
         if sock is None or receiver is None:
             return 0
-        buffer = self._buffer
+        buffer, view = self._buffer, self._view
         only = self.remote[0] if self.remote is not None and self.endpoint.kind == "udpout" else None
         count = 0
         until = time.monotonic() + _LONGEST_DRAIN_S
@@ -179,7 +180,7 @@ class UdpTransport:
                     break
                 count += 1
                 if only is None or address[0] == only:
-                    receiver.received(bytes(buffer[:size]), address)
+                    receiver.received(view[:size].tobytes(), address)
             if count:
                 receiver.drained()
         except Exception:  # a fault of ours further up: the link must go on being read
