@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from petalbus.daemon.bus import durability
 from petalbus.daemon.bus.clock import BusClock
 from petalbus.daemon.bus.connection import ServerError, pack
-from petalbus.daemon.bus.consumer import Consumer, consumer_name
+from petalbus.daemon.bus.consumer import Consumer
 from petalbus.daemon.bus.dead import DeadLetters
 from petalbus.daemon.bus.errors import BusError, BusUnavailable, NotOpen
 from petalbus.daemon.bus.handlers import Handler, HandlerFunction, Redelivery, Registry, held
-from petalbus.daemon.bus.heartbeat import Heartbeat
+from petalbus.daemon.bus.heartbeat import Heartbeat, consumer_name
 from petalbus.daemon.bus.keys import Keys, checked_name
 from petalbus.daemon.bus.messages import Messages
 from petalbus.daemon.bus.options import BusOptions

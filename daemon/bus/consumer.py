@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Container
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from petalbus.daemon.bus.connection import Connection, ServerError, pack
 from petalbus.daemon.bus.errors import BusError, BusUnavailable
 from petalbus.daemon.bus.handlers import Registry, held
-from petalbus.daemon.bus.heartbeat import Heartbeat
+from petalbus.daemon.bus.heartbeat import Heartbeat, consumer_name
 from petalbus.daemon.bus.keys import GROUP, Keys
 from petalbus.daemon.bus.lease import RELEASED
 from petalbus.daemon.bus.options import BusOptions
@@ -38,11 +37,6 @@ log = logging.getLogger("petalbus.bus")
 
 SLICE = 0.0005
 """Seconds that short handlers may run one after the other before the loop looks at its sockets again."""
-
-
-def consumer_name(app: str) -> str:
-    """A name that is never used twice: a fenced consumer must not come back under its old name."""
-    return f"{app}-{os.getpid()}-{os.urandom(4).hex()}"
 
 
 class Consumer:

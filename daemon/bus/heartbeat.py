@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import threading
 import time
@@ -20,6 +21,11 @@ from petalbus.daemon.bus.scripts import load
 from petalbus.daemon.bus.url import Address
 
 log = logging.getLogger("petalbus.bus")
+
+
+def consumer_name(app: str) -> str:
+    """A name that is never used twice: a fenced consumer must not come back under its old name."""
+    return f"{app}-{os.getpid()}-{os.urandom(4).hex()}"
 
 
 class Heartbeat:

@@ -225,7 +225,7 @@ class Runner:
     def _started(self, work: Work) -> None:
         self.running.add(work)
         work.task = asyncio.current_task()
-        if self._marker is None and not work.marked:
+        if self._marker is None and not work.marked and not self._options.sole:
             self._marker = self._loop.call_later(MARK_AFTER, self._mark)
 
     def _mark(self) -> None:

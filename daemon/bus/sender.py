@@ -178,8 +178,10 @@ class Sender:
         """Append a record to a topic for every subscriber.
 
         With an ``id`` it is stored once, and the receipt of a repetition says so; without one nothing tells a
-        repetition from a new record, so it is never repeated here. Raises RecordInvalid, IdConflict, BusFull, RateLimited,
-        BusUnavailable (OutcomeUnknown: it may be stored; with an ``id`` publishing it again is safe).
+        repetition from a new record, so it is never repeated here.
+
+        Raises RecordInvalid, IdConflict, BusFull, RateLimited, BusUnavailable (OutcomeUnknown: it may be stored; with
+        an ``id`` publishing it again is safe).
         """
         route = self._topics.get((topic, type))
         if route is None:

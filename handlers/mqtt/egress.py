@@ -14,7 +14,8 @@ import heapq
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Final
 
 from petalbus.daemon.bus.errors import HandlerError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NEVER: Final = 3600.0
+_MOST_ECHOES: Final = 256
 
 
 class Egress:
@@ -64,6 +66,9 @@ class Egress:
         self.refused = 0
         self.expired = 0
         self.repeated = 0
+        self.echoed = 0
+        self._subscribed: frozenset[str] = frozenset()
+        self._echoes: OrderedDict[tuple[str, bytes], int] = OrderedDict()
 
     # -- what goes in -------------------------------------------------------------------------------------------------
 
@@ -150,6 +155,7 @@ class Egress:
             "in_flight": len(self._flying),
             "sent": self.sent,
             "repeated": self.repeated,
+            "echoed": self.echoed,
             "conflated": self.conflated,
             "refused": self.refused,
             "expired": self.expired,
@@ -179,6 +185,22 @@ class Egress:
                 continue  # something more urgent may have come
             self._send(heapq.heappop(self._heap)[1])
 
+    def is_echo(self, topic: str, payload: bytes) -> bool:
+        """Whether the broker brings back what left here: the record of that lies in the outbox."""
+        left = self._echoes.get((topic, payload), 0)
+        if not left:
+            return False
+        if left == 1:
+            del self._echoes[(topic, payload)]
+        else:
+            self._echoes[(topic, payload)] = left - 1
+        self.echoed += 1
+        return True
+
+    def expect_echoes(self, topics: Collection[str]) -> None:
+        """The topics that we have subscribed ourselves."""
+        self._subscribed = frozenset(topics)
+
     def _drop_gone(self) -> bool:
         """Whether something waits that is still wanted."""
         while self._heap and (self._heap[0][1].gone or self._heap[0][1].done.done()):
@@ -197,6 +219,10 @@ class Egress:
             self._too_late(item)
             return
         self._budget.take(len(item.payload), time.monotonic())
+        if topic in self._subscribed:
+            self._echoes[(topic, item.payload)] = self._echoes.get((topic, item.payload), 0) + 1
+            if len(self._echoes) > _MOST_ECHOES:
+                self._echoes.popitem(last=False)
         item.flying = True
         future = self._transport.submit(item.outgoing(topic))
         self._flying.add(future)

@@ -96,7 +96,8 @@ class MqttHandler:
 
     async def received(self, message: Incoming) -> None:
         """See Receiver."""
-        await self.ingress.received(message)
+        if not self.egress.is_echo(message.topic, message.payload):
+            await self.ingress.received(message)
 
     async def invalid(self, topic: str, raw: bytes, reason: str) -> None:
         """Something came that is no message; it is kept. Raises BusError."""
@@ -215,6 +216,7 @@ class MqttHandler:
             log.info("MQTT: the organisation is %s now", identity.organization or "not known")
         self._identity, self.filters = identity, filters
         self.egress.follow(identity)
+        self.egress.expect_echoes(filters)
         self.transport.want(filters, identity)
         self._tell.set()
 

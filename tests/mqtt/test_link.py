@@ -365,3 +365,14 @@ async def test_the_state_of_the_link_can_be_read(rig: Rig) -> None:
     assert (found[b"problem"], found[b"organization"], found[b"transport"]) == (b"lost", b"ORG1", b"held")
     statistics = rig.handler.statistics()
     assert (statistics["connected"], statistics["problem"]) == (False, "lost")
+
+
+async def test_what_comes_back_is_not_recorded_again(rig: Rig) -> None:
+    """The responses topic is subscribed, and our own responses leave there: their records lie in the outbox."""
+    rig.transport.connect()
+    name = await rig.publish("response", {"messageId": "1", "status": "success"})
+    await rig.settled(name, Status.COMPLETED)
+    ours = rig.transport.sent[0].message
+    for _ in range(2):  # the second one is somebody else's, who says the same
+        await rig.transport.bring(ours.topic, ours.payload)
+    assert (rig.handler.egress.echoed, rig.handler.ingress.stored) == (1, 1)

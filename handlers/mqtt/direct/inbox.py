@@ -114,8 +114,10 @@ class Inbox:
                 self._empty.set()
                 self._arrived.clear()
                 await self._arrived.wait()
-            # several at once: they are stored in the order in which they are begun
-            some = [self._queue[place] for place in range(min(_AT_ONCE, len(self._queue)))]
+            # several at once: they are stored in the order in which they are begun. After a failure one alone, as with
+            # several the first could fail and the second be stored before it, at the moment when the bus comes back
+            most = 1 if self.not_stored else _AT_ONCE
+            some = [self._queue[place] for place in range(min(most, len(self._queue)))]
             stored = await asyncio.gather(*(self._tried(receiver, entry.message) for entry in some))
             if not all(stored):
                 some = some[: stored.index(False)]  # those behind it are handed over again: that makes no second record
