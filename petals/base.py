@@ -13,6 +13,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from petalbus.handlers.mqtt.words import refusal
 from petalbus.petals.actions import mqtt_actions
 from petalbus.petals.exits import contained
 from petalbus.petals.heavy import run_heavy
@@ -147,7 +148,7 @@ class Petal:
             self.logger.warning("command %s is unknown", command)
             if message.get("waitResponse", False):
                 text = f"Unknown command: {command}"
-                told = _refusal(text, "UNKNOWN_COMMAND", available_commands=sorted(handlers))
+                told = refusal(text, "UNKNOWN_COMMAND", available_commands=sorted(handlers))
                 await mqtt.send_command_response(message_id=message_id, response_data=told)
             return
         if message.get("waitAck", False):
@@ -161,10 +162,5 @@ class Petal:
         except Exception as error:
             self.logger.exception("the handler of command %s failed", command)
             if message.get("waitResponse", False):
-                told = _refusal(f"{type(error).__name__}: {error}", "HANDLER_ERROR")
+                told = refusal(f"{type(error).__name__}: {error}", "HANDLER_ERROR")
                 await mqtt.send_command_response(message_id=message_id, response_data=told)
-
-
-def _refusal(text: str, code: str, **more: Any) -> dict[str, Any]:
-    """An error in both shapes that cloud programs read: ``status`` and ``message``, ``success`` and ``error``."""
-    return {"status": "error", "success": False, "message": text, "error": text, "error_code": code, **more}

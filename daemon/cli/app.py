@@ -15,6 +15,7 @@ from petalbus.daemon.cli import (
     dead,
     inbox,
     mav,
+    mqtt,
     petal,
     petals,
     replay,
@@ -25,6 +26,8 @@ from petalbus.daemon.cli import (
     tail,
     top,
     up,
+    upload,
+    uploads,
     version,
 )
 from petalbus.daemon.cli.exits import Exit, report
@@ -47,13 +50,16 @@ app.command("status")(status.status)
 app.command("top")(top.top)
 app.command("replay")(replay.replay)
 app.command("bench")(bench.bench)
+app.command("upload")(upload.upload)
 app.command("sim", context_settings={"ignore_unknown_options": True, "help_option_names": []})(sim.sim)
 app.command("version")(version.version)
 app.add_typer(config.app, name="config")
 app.add_typer(dead.app, name="dead")
 app.add_typer(mav.app, name="mav")
+app.add_typer(mqtt.app, name="mqtt")
 app.add_typer(petal.app, name="petal")
 app.add_typer(petals.app, name="petals")
+app.add_typer(uploads.app, name="uploads")
 
 
 def run(arguments: list[str] | None = None) -> int:

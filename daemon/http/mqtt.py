@@ -31,7 +31,7 @@ MAX_BODY: Final = 1 << 20
 GetBus = Callable[[], "Bus | None"]
 """Gives a started client of the bus; None while there is none."""
 
-APP: Final = "http"
+APP: Final = words.HTTP
 """Whose wish a filter is that was subscribed here."""
 
 _PATIENCE: Final = 5.0

@@ -11,6 +11,7 @@ from petalbus.daemon.paths import DataPaths
 
 if TYPE_CHECKING:
     from petalbus.daemon.config import Settings
+    from petalbus.daemon.runtime.bucket_http import BucketRoutes
     from petalbus.daemon.runtime.parts import Connect
     from petalbus.daemon.runtime.supervisor import Kept, RunPart
 
@@ -23,8 +24,11 @@ def is_configured(settings: Settings) -> bool:
     return bool(settings.s3_bucket_name and settings.session_token_url)
 
 
-def bucket_part(connect: Connect, settings: Settings, ready: asyncio.Event) -> RunPart:
-    """The part. ``ready``: nothing is held up any more by loading it. The S3 library waits for the first upload."""
+def bucket_part(connect: Connect, settings: Settings, ready: asyncio.Event, routes: BucketRoutes) -> RunPart:
+    """The part. ``ready``: nothing is held up any more by loading it. The S3 library waits for the first upload.
+
+    ``routes``: what answers over HTTP for as long as it runs.
+    """
 
     async def run(kept: Kept) -> None:
         await ready.wait()
@@ -51,6 +55,7 @@ def bucket_part(connect: Connect, settings: Settings, ready: asyncio.Event) -> R
             stack.push_async_callback(manager.stop)
             handler = handler_module.BucketHandler(connect("bucket"), store, machine=lambda: manager.machine_id)
             await stack.enter_async_context(handler)
+            await stack.enter_async_context(routes.open(manager))
             kept.up(handler.statistics)
             await handler.run()
 

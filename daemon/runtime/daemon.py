@@ -32,6 +32,7 @@ from petalbus.daemon.paths import DataPaths
 from petalbus.daemon.petals.control import answer_petals
 from petalbus.daemon.runtime.answers import answer
 from petalbus.daemon.runtime.bucket import bucket_part, is_configured
+from petalbus.daemon.runtime.bucket_http import BucketRoutes
 from petalbus.daemon.runtime.built_in import BuiltIns
 from petalbus.daemon.runtime.loop import run_to_its_end
 from petalbus.daemon.runtime.mqtt import MqttLink
@@ -98,6 +99,8 @@ class Daemon:
             built_in=self._built_in.commands,
         )
         self._mqtt.include_in(self.http)
+        self._bucket = BucketRoutes(settings, url=lambda: self._url, configured=is_configured(settings))
+        self._bucket.include_in(self.http)
         self.restarts = False
         """It ends to be started again."""
         self._since = _process_start()
@@ -162,7 +165,7 @@ class Daemon:
         supervisor.start("petals", self._run_petals, stops=-1)
         supervisor.start("mqtt", self._mqtt.run, stops=0)
         if is_configured(settings):
-            supervisor.start("bucket", bucket_part(self._connect, settings, self.http.ready), stops=0)
+            supervisor.start("bucket", bucket_part(self._connect, settings, self.http.ready, self._bucket), stops=0)
         pid = self._server.pid if self._server is not None else None
         self._running = announce(
             self._paths, url=self._url, bus=settings.bus, server_pid=pid, durability=bus.durability

@@ -29,6 +29,8 @@ _AWS_PORT: Final = 443
 _AWS_ALPN: Final = "x-amzn-mqtt-ca"
 _PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
 
+_CLIENT: Final = {"mqtt_client_host", "mqtt_client_port", "mqtt_callback_host", "mqtt_callback_port"}
+
 log: Final = structlog.get_logger(__name__)
 
 BuiltIn = Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]
@@ -120,6 +122,7 @@ def client_options(settings: Settings) -> ClientOptions:
         callback_url=f"http://{settings.mqtt_callback_host}:{port}/mqtt-callback/callback",
         enable_callbacks=settings.mqtt_callbacks,
         request_timeout=settings.mqtt_client_timeout,
+        expected=settings.mqtt_transport == "client" or bool(_CLIENT & settings.model_fields_set),
         probe_interval=settings.mqtt_probe_interval,
         probe_timeout=settings.mqtt_probe_timeout,
         secret=settings.mqtt_callback_secret,

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MANY_ATTEMPTS: Final = 1_000_000
-_LOOK_S: Final = 2.0
+_LOOK_S: Final = 10.0
+"""Wishes for topics are told; this look is for those whose telling was lost."""
+_HEARTBEAT_S: Final = 0.6
+"""Nobody takes over the work of these clients but their own next start: half of the usual beats will do."""
 
 
 class WhoWeAre(Protocol):
@@ -108,10 +111,6 @@ class MqttHandler:
         if state.connected != self._state.connected:
             self._since_ns = boot_clock_ns()
             self.egress.link_changed(connected=state.connected)
-        if state.connected:
-            log.info("MQTT: connected to the broker through %s", self.transport.name)
-        elif (state.phase, state.problem) != (self._state.phase, self._state.problem):
-            log.log(logging.WARNING if state.problem else logging.INFO, "MQTT: %s %s", state.phase.value, state.reason)
         self._state = state
         self._tell.set()
 
@@ -121,7 +120,7 @@ class MqttHandler:
         held = self.options.egress.held
         for bus in (self._bus, self._telemetry):
             # its handlers wait for the broker, they do not compute
-            bus.options = replace(bus.options, workers=held, sole=True)
+            bus.options = replace(bus.options, workers=held, sole=True, heartbeat=_HEARTBEAT_S)
             on = bus.on(
                 words.PUBLISH,
                 redelivery="rerun",

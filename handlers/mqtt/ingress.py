@@ -130,7 +130,8 @@ class Ingress:
             return (
                 "it is retained: the broker would bring it again at every connection; publish commands without retain"
             )
-        most, age = self._options.command_max_age, _age(payload.get("timestamp"))
+        most = self._options.command_max_age
+        age = None if most is None else _age(payload.get("timestamp"))
         if most is not None and age is not None and age > most:
             text = "it waited too long, or the clocks differ"
             return f"by its timestamp it is {age:.0f} s old, more than {most:g} s (mqtt_command_max_age): {text}"

@@ -44,6 +44,8 @@ class ClientOptions:
     callback_url: str = "http://localhost:9000/mqtt-callback/callback"
     """Where the client program brings what arrives."""
     enable_callbacks: bool = True
+    expected: bool = True
+    """Somebody has said that there is such a program; where nobody has, that there is none is no news."""
     secret: str | None = field(default=None, repr=False)
     """Who brings something must know it: it is in the address that is registered. None: only this machine may."""
     request_timeout: float = 30.0

@@ -80,6 +80,7 @@ class Waiting:
         self._asked: dict[str, Asked] = {}
         self._by_offer: dict[str, Asked] = {}
         self._failures: asyncio.Queue[tuple[float, Asked]] = asyncio.Queue()
+        self._some = asyncio.Event()
         self._gone: list[str] = []
         self._forgetting: set[asyncio.Task[None]] = set()
         self.answered_for = 0
@@ -161,6 +162,7 @@ class Waiting:
 
     def _take(self, asked: Asked) -> None:
         self._asked[asked.message_id] = asked
+        self._some.set()
         self._by_offer.update(dict.fromkeys(asked.offers, asked))
 
     async def _answer_failures(self) -> None:
@@ -173,7 +175,10 @@ class Waiting:
 
     async def _watch(self) -> None:
         while True:
+            await self._some.wait()
             await asyncio.sleep(_LOOK_S)
+            if not self._asked:
+                self._some.clear()
             for asked in list(self._asked.values()):
                 if asked.age > (_SILENT_S if asked.stray else asked.within):
                     try:

@@ -1,7 +1,8 @@
 """Which topic filters the apps here want: read from their hash, checked, and forgotten when an app is gone for good.
 
 An app that stops takes its wishes back. One that was killed cannot: when it has not been present for a minute it is
-done for it. A wish that is no filter breaks no other one: it is left out, and told in the statistics.
+done for it. What was subscribed over HTTP stays. A wish that is no filter breaks no other one: it is left out, and
+told in the statistics.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Wishes:
                 log.info("nobody can tell now which apps are gone: %s", error)
 
     async def _look(self) -> None:
-        wishing = {app for _, app, _, _ in await self._all()}
+        wishing = {app for _, app, _, _ in await self._all()} - {words.HTTP}
         if not wishing:
             self._gone.clear()
             return

@@ -40,6 +40,9 @@ the one that becomes known next); ``payload``, ``qos``, ``retain``."""
 FILTERS: Final = "mqtt.filters"
 """Tells the link to look at the hash of wanted filters."""
 
+HTTP: Final = "http"
+"""Whose wish a filter is that was subscribed over HTTP: it stays until it is unsubscribed, and is nobody's life."""
+
 COMMAND_EDGE: Final = "command/edge"
 COMMAND_PLAIN: Final = "command"
 COMMAND_WEB: Final = "command/web"

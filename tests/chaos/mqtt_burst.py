@@ -24,7 +24,7 @@ from support.cloud import Cloud
 async def burst(commands: int) -> list[float]:
     """Milliseconds of each command, in a fresh daemon. Raises TimeoutError when one is not answered."""
     with tempfile.TemporaryDirectory(prefix="pb-burst-", dir="/tmp") as name:
-        storm = Storm(Path(name), seed=0, forget=False)
+        storm = Storm(Path(name), seed=0, forget=False, careful=False)
         storm.broker.start()
         cloud = Cloud(storm.broker.port, f"{DEVICE}/response")
         try:

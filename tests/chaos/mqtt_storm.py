@@ -86,7 +86,7 @@ def _first(numbers: list[int]) -> list[int]:
 class Storm:
     """One run, in a folder of its own."""
 
-    def __init__(self, folder: Path, *, seed: int, forget: bool) -> None:
+    def __init__(self, folder: Path, *, seed: int, forget: bool, careful: bool = True) -> None:
         self.folder = folder
         self.data = folder / "data"
         self.data.mkdir()
@@ -94,7 +94,7 @@ class Storm:
         self.effects.touch()
         (folder / "thing.json").write_text(json.dumps(THING))
         (folder / "broker").mkdir()
-        self.broker = Mosquitto(folder / "broker")
+        self.broker = Mosquitto(folder / "broker", careful=careful)
         self.forget = forget
         self.random = random.Random(seed)
         self.outcome = Outcome(seed)

@@ -248,3 +248,25 @@ def cli(shared: Daemon, capsys: pytest.CaptureFixture[str]) -> Cli:
 def cli_on(capsys: pytest.CaptureFixture[str]) -> Callable[[Path], Cli]:
     """The command line on any data directory."""
     return lambda data: Cli(data, capsys)
+
+
+@pytest.fixture(scope="module", params=["px4", "ardupilot"])
+def flown(request: pytest.FixtureRequest, module_buses: Buses) -> Iterator[tuple[str, Daemon]]:
+    """A bus with a simulated vehicle of each kind, one after the other, that a module's tests share."""
+    daemon = module_buses.up("--sim", "--set", f"sim_autopilot={request.param}", "--set", "http_enabled=false")
+    daemon.ready()
+    yield request.param, daemon
+    daemon.close()
+
+
+@pytest.fixture
+def kind(flown: tuple[str, Daemon]) -> str:
+    """Which kind of vehicle it is."""
+    return flown[0]
+
+
+@pytest.fixture
+def mav(flown: tuple[str, Daemon], capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """``mav("params", "get", ...)``: `petalbus mav` on that vehicle."""
+    cli = Cli(flown[1].data, capsys)
+    return lambda *words: cli("mav", *map(str, words))

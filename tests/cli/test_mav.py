@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +13,7 @@ import pytest
 from .conftest import COMMAND, Answer, Buses, Cli, Daemon
 from support.procs import child_environment
 
-KINDS = ["px4", "ardupilot"]
 LANDED = {"px4": "COM_DISARM_LAND", "ardupilot": "SIM_DISARM_LAND"}
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def flown(request: pytest.FixtureRequest) -> Iterator[tuple[str, Daemon]]:
-    """A bus with a simulated vehicle of each kind."""
-    buses = Buses()
-    try:
-        daemon = buses.up("--sim", "--set", f"sim_autopilot={request.param}", "--set", "http_enabled=false")
-        daemon.ready()
-        yield request.param, daemon
-    finally:
-        buses.close()
-
-
-@pytest.fixture
-def kind(flown: tuple[str, Daemon]) -> str:
-    return flown[0]
-
-
-@pytest.fixture
-def mav(flown: tuple[str, Daemon], capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    cli = Cli(flown[1].data, capsys)
-    return lambda *words: cli("mav", *words)
 
 
 def value_of(mav: Callable[..., Answer], name: str) -> Any:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from petalbus.handlers.mavlink.files.tlog import read_tlog
 from petalbus.handlers.mavlink.sim.autopilot import AUTOPILOTS
 from petalbus.handlers.mavlink.sim.disk import Disk
 
-from .conftest import Answer, Buses, Cli, Daemon, run_process
+from .conftest import Answer, Daemon, run_process
 
 PLAN: dict[str, Any] = {
     "fileType": "Plan",
@@ -39,28 +37,6 @@ PLAN: dict[str, Any] = {
     "geoFence": {"version": 2, "circles": [], "polygons": []},
     "rallyPoints": {"version": 2, "points": [[47.3977, 8.5456, 30]]},
 }
-
-
-@pytest.fixture(scope="module", params=["px4", "ardupilot"])
-def vehicle(request: pytest.FixtureRequest) -> Iterator[tuple[str, Daemon]]:
-    buses = Buses()
-    try:
-        daemon = buses.up("--sim", "--set", f"sim_autopilot={request.param}", "--set", "http_enabled=false")
-        daemon.ready()
-        yield request.param, daemon
-    finally:
-        buses.close()
-
-
-@pytest.fixture
-def kind(vehicle: tuple[str, Daemon]) -> str:
-    return vehicle[0]
-
-
-@pytest.fixture
-def mav(vehicle: tuple[str, Daemon], capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    cli = Cli(vehicle[1].data, capsys)
-    return lambda *words: cli("mav", *map(str, words))
 
 
 def test_files_are_listed_fetched_sent_and_removed(mav: Callable[..., Answer], kind: str, tmp_path: Path) -> None:
@@ -106,9 +82,9 @@ def test_the_shell(mav: Callable[..., Answer], kind: str) -> None:
         assert answer.code == 1
 
 
-def test_frames_are_recorded(vehicle: tuple[str, Daemon], tmp_path: Path) -> None:
+def test_frames_are_recorded(flown: tuple[str, Daemon], tmp_path: Path) -> None:
     file = tmp_path / "flight.tlog"
-    words = ("mav", "record", str(file), "--seconds", "1.5", "--data", str(vehicle[1].data))
+    words = ("mav", "record", str(file), "--seconds", "1.5", "--data", str(flown[1].data))
     assert run_process(*words).code == 0
     frames = list(read_tlog(file))
     assert {frame.msgid for _, frame in frames} >= {0, 30}

@@ -90,6 +90,7 @@ def test_ready_is_told_as_one_json_object_for_programs(buses: Buses, cli_on: Cal
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_an_idle_bus_takes_under_one_percent_of_a_core(buses: Buses) -> None:
     daemon = buses.up()
     server = daemon.ready()["server_pid"]
@@ -128,7 +129,7 @@ def test_sigterm_stops_everything_in_order_and_leaves_no_process(buses: Buses, c
     assert [event["event"] for event in told] == ["ready", "stopping", "stopped"]
     assert told[1]["signal"] == "SIGTERM"
     stopped = [line["part"] for line in daemon.log if line.get("event") == "stopped"]
-    assert stopped == ["http", "petals", "mavlink", "sim", "ingest", "janitor", "plain-keys", "pubsub"]
+    assert stopped == ["http", "petals", "mavlink", "mqtt", "sim", "ingest", "janitor", "plain-keys", "pubsub"]
     assert gone(sim)
     assert gone(ready["server_pid"])
     nothing_left(daemon.data)

@@ -76,18 +76,19 @@ async def test_a_bad_wish_breaks_no_other(bus: Bus) -> None:
 
 
 async def test_wishes_of_an_app_that_is_gone_are_forgotten(server: RealServer, bus: Bus) -> None:
-    """Who is present keeps them; who was killed and does not come back does not."""
+    """Who is present keeps them, and HTTP always; who was killed and does not come back does not."""
     looked = asyncio.Event()
     wishes = Wishes(bus, EgressOptions(), changed=looked.set, gone_after=0.6, look_every=0.05)
     options = BusOptions(heartbeat=0.05)
     async with Bus(server.url, app="here", bus=bus.keys.bus, options=options):
         await wish(bus, "here", "a/b")
+        await wish(bus, words.HTTP, "e/f")
         await wish(bus, "killed", "a/b")
         await wish(bus, "killed", "c/d")
         running = asyncio.create_task(wishes.run())
         async with asyncio.timeout(10):
             await looked.wait()
-        assert await bus.call("HKEYS", words.filters_key(bus.keys)) == [b"here|a/b"]
+        assert await bus.call("HKEYS", words.filters_key(bus.keys)) == [b"here|a/b", b"http|e/f"]
         assert wishes.forgotten == 2
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

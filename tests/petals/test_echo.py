@@ -20,6 +20,10 @@ from petalbus.testing import Faults, PetalHarness, TestBus
 pytest_plugins = ["petalbus.petals.testing.plugin"]
 
 
+async def respond(_device: str, _message_id: str, _data: dict[str, Any]) -> None:
+    """The link answers for no petal here."""
+
+
 async def test_a_record_comes_back(each_bus: TestBus) -> None:
     async with PetalHarness(EchoPetal, bus=each_bus) as h:
         reply = await h.request("echo", {"any": ["thing", 1, None]})
@@ -74,7 +78,7 @@ async def mqtt_link(bus: TestBus, sent: asyncio.Queue[Any]) -> AsyncIterator[Bus
         async def publish(record: Record) -> None:
             sent.put_nowait(record.data)
 
-        running = asyncio.create_task(CommandDispatch(link).run(), name="dispatch")
+        running = asyncio.create_task(CommandDispatch(link, respond=respond).run(), name="dispatch")
         try:
             yield link
         finally:

@@ -26,6 +26,10 @@ from support.servers import RealServer
 AWAY_SECONDS = 4.0
 
 
+async def respond(_device: str, _message_id: str, _data: dict[str, Any]) -> None:
+    """The link answers for no petal here."""
+
+
 class Organization:
     """Known all the time."""
 
@@ -110,7 +114,7 @@ async def busy_world(server: RealServer, bus_name: str) -> AsyncIterator[World]:
     async with contextlib.AsyncExitStack() as stack:
         ground, link = [await stack.enter_async_context(connect(app)) for app in ("ground", "mqtt")]
         await stack.enter_async_context(running(PubSubBridge(ground, patterns=["*"])))
-        await stack.enter_async_context(running(CommandDispatch(link)))
+        await stack.enter_async_context(running(CommandDispatch(link, respond=respond)))
         redis = await stack.enter_async_context(RedisProxy(url=server.url, bus=bus_name))
         other = await stack.enter_async_context(RedisProxy(url=server.url, bus=bus_name, app_id="other"))
         mqtt = MQTTProxy(url=server.url, bus=bus_name, app_id="mqtt-proxy", organization=Organization())

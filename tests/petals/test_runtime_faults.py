@@ -272,3 +272,4 @@ async def test_the_death_of_a_process_that_has_forked_is_seen(forking: Daemon) -
         return not status.exists() or " Z " in status.read_text()
 
     await until(gone, "what it forked is gone")
+    os.kill(second["child"], signal.SIGKILL)  # the daemon is killed at the end, and does not see to it any more

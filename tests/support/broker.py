@@ -58,7 +58,8 @@ def program(name: str) -> str:
 class Mosquitto:
     """A broker that keeps its sessions over kill -9. ``port`` is open to all, ``login_port`` wants a password."""
 
-    def __init__(self, directory: Path, certificates: Path | None = None) -> None:
+    def __init__(self, directory: Path, certificates: Path | None = None, *, careful: bool = True) -> None:
+        """``careful``: it saves at every change, and logs everything; without, it is as quick as it can be."""
         self.port, self.login_port, self.tls_port = free_port(), free_port(), free_port()
         self._program = program("mosquitto")
         self._directory = directory
@@ -66,6 +67,9 @@ class Mosquitto:
         self._process: subprocess.Popen[bytes] | None = None
         names = {**vars(self), "directory": directory, "certificates": certificates, "user": getpass.getuser()}
         text = _LISTENERS.format(**names) + (_TLS.format(**names) if certificates else "")
+        if not careful:
+            text = text.replace("autosave_interval 1\n", "").replace("autosave_on_changes true\n", "")
+            text = text.replace("log_type all", "log_type error")
         self._config.write_text(text)
         (directory / "acl").write_text(f"user {USER}\ntopic readwrite allowed/#\ntopic deny {FORBIDDEN}\n")
         passwords = directory / "passwords"

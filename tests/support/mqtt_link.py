@@ -25,16 +25,18 @@ class Store:
         self.failing = False
         self.tries = 0
         self.before: Callable[[Incoming], Any] | None = None
+        self._turn = asyncio.Lock()
 
     async def received(self, message: Incoming) -> None:
         """Receiver.received."""
-        self.tries += 1
-        await asyncio.sleep(0)
-        if self.failing:
-            raise ConnectionError("the bus is away")
-        if self.before is not None:
-            await self.before(message)
-        self.messages.append(message)
+        async with self._turn:  # as on the bus: stored in the order in which it was begun
+            self.tries += 1
+            await asyncio.sleep(0)
+            if self.failing:
+                raise ConnectionError("the bus is away")
+            if self.before is not None:
+                await self.before(message)
+            self.messages.append(message)
 
     def link_changed(self, state: LinkState) -> None:
         """Receiver.link_changed."""

