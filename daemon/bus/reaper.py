@@ -21,6 +21,8 @@ log = logging.getLogger("petalbus.bus")
 ORPHAN_LOOKS = 10
 """Every so many looks also ask the groups for consumers that never beat."""
 
+SOLE_REST = 16
+
 AUDITED = 20
 """So many of our oldest pending entries are compared with what we hold."""
 
@@ -97,13 +99,14 @@ class Reaper:
                     # while we could not see the server, nobody else could reach it either
                     connects = self._outbox.lane.connects
                     self._leases.reset(time.monotonic())
-                if looks % ORPHAN_LOOKS == 0:
+                if self._options.sole or looks % ORPHAN_LOOKS == 0:
                     self._orphans = await self._find_orphans()
                 looks += 1
                 await self._look()
             except (BusError, ServerError) as error:
                 log.debug("reaper of %s: %s", self._app, error)
-            await asyncio.sleep(self._options.heartbeat)
+            # a sole process has nobody to watch; it only compares what it holds with what the server says now and then
+            await asyncio.sleep(self._options.heartbeat * (SOLE_REST if self._options.sole else 1))
 
     async def _look(self) -> None:
         asked = time.monotonic()

@@ -89,7 +89,7 @@ class MqttHandler:
         """Topic filters that are wanted, with their quality of service."""
         self._identity = Identity()
         self._look = asyncio.Event()
-        self.wishes = Wishes(bus, options.egress, changed=self._look.set)
+        self.wishes = Wishes(bus, options.egress, changed=self._look.set, installed=installed)
         self._state = LinkState()
         self._tell = asyncio.Event()
         self._since_ns = boot_clock_ns()

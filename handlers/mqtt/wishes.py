@@ -1,7 +1,8 @@
 """Which topic filters the apps here want: read from their hash, checked, and forgotten when an app is gone for good.
 
 An app that stops takes its wishes back. One that was killed cannot: when it has not been present for a minute it is
-done for it. What was subscribed over HTTP stays. A wish that is no filter breaks no other one: it is left out, and
+done for it; and so it takes commands no more, unless it is an installed petal, for which they wait. What was
+subscribed over HTTP stays. A wish that is no filter breaks no other one: it is left out, and
 told in the statistics.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -42,13 +43,17 @@ class Wishes:
         limits: EgressOptions,
         *,
         changed: Callable[[], object],
+        installed: Callable[[], Collection[str] | None] = lambda: (),
         gone_after: float = GONE_S,
         look_every: float = _LOOK_S,
     ) -> None:
-        """``gone_after`` and ``look_every`` in seconds. ``limits``: bytes and levels that the broker takes."""
+        """``gone_after`` and ``look_every`` in seconds. ``limits``: bytes and levels that the broker takes.
+        ``installed``: names of the petals that there are; None while that is not known.
+        """
         self._bus = bus
         self._limits = limits
         self._changed = changed
+        self._installed = installed
         self._gone_after = gone_after
         self._look_every = look_every
         self._gone: dict[str, float] = {}
@@ -89,7 +94,9 @@ class Wishes:
                 log.info("nobody can tell now which apps are gone: %s", error)
 
     async def _look(self) -> None:
-        wishing = {app for _, app, _, _ in await self._all()} - {words.HTTP}
+        installed = self._installed()
+        takers = set() if installed is None else await self._takers() - {*installed}
+        wishing = {app for _, app, _, _ in await self._all()} - {words.HTTP} | takers
         if not wishing:
             self._gone.clear()
             return
@@ -97,6 +104,9 @@ class Wishes:
         present = {one.app for one in await self._bus.applications() if one.status == "online"}
         self._gone = {app: self._gone.get(app, now) for app in wishing - present}
         over = {app for app, since in self._gone.items() if now - since >= self._gone_after}
+        if gone := takers & over:
+            await self._bus.ask("HDEL", words.handlers_key(self._bus.keys), *sorted(gone))
+            log.info("no commands are offered any more to %s", ", ".join(sorted(gone)))
         fields = [field for field, app, _, _ in await self._all() if app in over]
         if not fields:
             return
@@ -105,6 +115,10 @@ class Wishes:
         named = ", ".join(sorted(over))
         log.info("%d wanted MQTT topics are forgotten: %s has not been here for a while", len(fields), named)
         self._changed()
+
+    async def _takers(self) -> set[str]:
+        fields = await self._bus.ask("HKEYS", words.handlers_key(self._bus.keys))
+        return {field.decode(errors="replace") for field in fields}
 
     async def _all(self) -> list[tuple[bytes, str, str, int]]:
         """Field, app, wish and quality of service of every entry."""

@@ -9,6 +9,7 @@ import pytest
 
 from cli.conftest import run_process
 from petalbus.daemon.bench.vehicle.best import best_seconds, oracle_seconds
+from petalbus.daemon.bench.vehicle.damage import found_percent
 from petalbus.daemon.bench.vehicle.params import NUMBER, WINDOW, Wire
 
 
@@ -37,8 +38,25 @@ def test_a_quick_run_measures_everything_and_loses_nothing() -> None:
     answer = run_process("mav", "bench", "--quick", "--seeds", "1", "--json", timeout=170)
     assert answer.code == 0, answer.err
     lines = {line["what"]: line for line in json.loads(answer.out)}
-    for word in ("not recorded", "memory a frame", "file a frame", "answered"):
+    for word in (
+        "not recorded",
+        "memory a frame",
+        "file a frame",
+        "answered",
+        "wrong type",
+        "intact frames found",
+    ):
         found = [line for what, line in lines.items() if word in what]
         assert found
         assert all(line["met"] for line in found), found
     assert all(line["value"] > 0 for what, line in lines.items() if "not recorded" not in what)
+    sendings = [line["value"] for what, line in lines.items() if "sendings" in what]
+    assert max(sendings) < 1.6, "one seed may be unlucky"
+    for operation in ("all parameters", "setting parameters", "FTP download", "FTP upload", "mission upload"):
+        beside = [line for what, line in lines.items() if what.startswith(operation)]
+        assert len(beside) == 2, operation
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_intact_frames_are_found_between_damaged_ones(seed: int) -> None:
+    assert set(found_percent(frames=2000, seed=seed).values()) == {100.0}

@@ -380,6 +380,7 @@ async def test_higher_levels_go_first_and_low_gets_its_turn(clients: Clients) ->
     assert under_load.total() < 800, "HIGH has no precedence"  # 452 when reading never lags, 1,200 without priorities
 
 
+@pytest.mark.alone
 async def test_a_full_read_ahead_is_refilled_without_a_pause(clients: Clients) -> None:
     """No lost wake-up: with instant handlers a backlog of many windows is worked off without ever waiting for
     a block.

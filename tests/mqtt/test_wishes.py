@@ -92,3 +92,23 @@ async def test_wishes_of_an_app_that_is_gone_are_forgotten(server: RealServer, b
         assert wishes.forgotten == 2
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_what_is_no_petal_and_gone_takes_no_commands(server: RealServer, bus: Bus) -> None:
+    """Of an installed petal the commands wait; another program's end with it, when it is away for good."""
+    key = words.handlers_key(bus.keys)
+    for app in ("petal", "program", "here"):
+        await bus.call("HSET", key, app, b"null")
+    async with Bus(server.url, app="here", bus=bus.keys.bus):
+        wishes = Wishes(
+            bus, EgressOptions(), changed=lambda: None, installed=lambda: {"petal"}, gone_after=0.1, look_every=0.05
+        )
+        running = asyncio.create_task(wishes.run(), name="wishes")
+        try:
+            async with asyncio.timeout(10):
+                while b"program" in await bus.call("HKEYS", key):
+                    await asyncio.sleep(0.02)
+            assert set(await bus.call("HKEYS", key)) == {b"petal", b"here"}
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)

@@ -21,7 +21,7 @@ from petalbus.daemon.bench.stats import percentile
 from petalbus.daemon.bus.client import Bus
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
-_TOPIC: Final = "mavlink.rx"
+TOPIC: Final = "mavlink.rx"
 _COMMAND_EVERY_S: Final = 0.02
 _REQUEST_MESSAGE: Final = 512
 
@@ -43,7 +43,7 @@ class Daemon:
 async def measure(*, rate: float, seconds: float) -> dict[str, float]:
     """Share of a core with and without a vehicle, frames lost, bytes a frame, milliseconds to a command's leaving."""
     with tempfile.TemporaryDirectory(prefix="pb-bench-") as folder:
-        async with _daemon(Path(folder)) as daemon:
+        async with running(Path(folder)) as daemon:
             await asyncio.sleep(2.0)  # what starting has left to do
             begun, used = time.monotonic(), daemon.cpu()
             await asyncio.sleep(max(2.0, seconds / 2))
@@ -60,7 +60,7 @@ async def _with_vehicle(daemon: Daemon, bus: Bus, *, rate: float, seconds: float
         stdout=asyncio.subprocess.PIPE,
         env=child_environment(),
     )
-    await _heard(bus)
+    await heard(bus)
     begun, used = time.monotonic(), daemon.cpu()
     await asyncio.sleep(seconds / 2)
     share = (daemon.cpu() - used) / (time.monotonic() - begun)
@@ -95,7 +95,8 @@ async def _commands(bus: Bus, *, seconds: float) -> dict[int, int]:
     return sent_at
 
 
-async def _heard(bus: Bus) -> None:
+async def heard(bus: Bus) -> None:
+    """Wait until the bus has heard a vehicle. Raises TimeoutError."""
     async with asyncio.timeout(20):
         while True:
             told = await bus.request("vehicle", "mavlink.status", {}, timeout=5)
@@ -105,7 +106,7 @@ async def _heard(bus: Bus) -> None:
 
 
 async def _size(bus: Bus) -> dict[str, int]:
-    stream = bus.keys.topic(_TOPIC)
+    stream = bus.keys.topic(TOPIC)
     persistence = (await bus.call("INFO", "persistence")).decode()
     file = next((line for line in persistence.splitlines() if line.startswith("aof_current_size:")), "x:0")
     return {
@@ -116,7 +117,8 @@ async def _size(bus: Bus) -> dict[str, int]:
 
 
 @asynccontextmanager
-async def _daemon(folder: Path) -> AsyncIterator[Daemon]:
+async def running(folder: Path) -> AsyncIterator[Daemon]:
+    """A daemon without HTTP and with a link for a vehicle. Raises RuntimeError when it does not start."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as finder:
         finder.bind(("127.0.0.1", 0))
         port = finder.getsockname()[1]
@@ -143,5 +145,10 @@ async def _daemon(folder: Path) -> AsyncIterator[Daemon]:
 
 
 def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+    """What all threads have used, to the nanosecond where the kernel tells it (else to its tick, 10 ms)."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+    except (OSError, IndexError, ValueError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS

@@ -7,29 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from petalbus.daemon.bench.stats import median
 from petalbus.daemon.bench.vehicle.best import best_seconds
-from petalbus.handlers.mavlink.flight.vehicle import Vehicle
-from petalbus.handlers.mavlink.params.client import ParamClient
+from petalbus.daemon.bench.vehicle.rig import flying
 from petalbus.handlers.mavlink.params.transfer import Item, Limits, Transfer
 from petalbus.handlers.mavlink.params.values import ParamType
-from petalbus.handlers.mavlink.sim.autopilot import PX4
+from petalbus.handlers.mavlink.sim.autopilot import ARDUPILOT, PX4, Autopilot
 from petalbus.handlers.mavlink.sim.failures import Failures
-from petalbus.handlers.mavlink.sim.node import SimOptions, SimVehicle
 from petalbus.handlers.mavlink.sim.param_sets import more_params
-from petalbus.handlers.mavlink.wire.framing import Frame
-from petalbus.handlers.mavlink.wire.link import Link
 
 NUMBER: Final = 100
 WINDOW: Final = 20
 LIMITS: Final = Limits(window=WINDOW, resend=1.0, retries=200)
 _TIMEOUT_S: Final = 300.0
-_AT_ONCE_S: Final = 0.1
+_SIDE_BY_SIDE: Final = ((0.3, 10), (0.08, 4), (0.0, 1))
+"""From so many seconds of round trip on so many runs go side by side: they wait most of the time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +51,7 @@ class Outcome:
 
 async def measure(wire: Wire, *, what: str, seeds: int) -> dict[str, float]:
     """Medians over the seeds: multiple of the best possible time, sends for each parameter, and the fewest answered."""
-    together = max(1, min(seeds, round(wire.trip / _AT_ONCE_S * 2)))  # they wait most of the time
+    together = next(number for trip, number in _SIDE_BY_SIDE if wire.trip >= trip)
     outcomes: list[Outcome] = []
     for start in range(0, seeds, together):
         batch = range(start, min(seeds, start + together))
@@ -71,7 +66,9 @@ async def measure(wire: Wire, *, what: str, seeds: int) -> dict[str, float]:
 
 
 async def _once(wire: Wire, *, what: str, seed: int) -> Outcome:
-    async with _vehicle(wire, seed=seed) as (client, names):
+    failures = Failures(loss=wire.loss, delay=wire.trip / 2)
+    async with flying(failures=failures, seed=seed, more_params=NUMBER) as (ground, _):
+        client, names = ground.params, [name for name, _, _ in more_params(NUMBER)]
         await client.read(names[:WINDOW], limits=LIMITS, timeout=_TIMEOUT_S)  # the round trip is known from here on
         begun = time.monotonic()
         if what == "get":
@@ -86,39 +83,35 @@ def _outcome(transfer: Transfer, seconds: float) -> Outcome:
     return Outcome(seconds=seconds, answered=len(transfer.values), sends=transfer.sent / NUMBER)
 
 
-@asynccontextmanager
-async def _vehicle(wire: Wire, *, seed: int) -> AsyncIterator[tuple[ParamClient, list[str]]]:
-    """A vehicle with parameters enough, heard over the wire."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wrong:
+    """A value that its parameter cannot take, on one of the two autopilots."""
 
-    def take(frames: list[Frame], _mono: int) -> None:
-        vehicle.on_frames(frames)
-        client.on_frames(frames)
+    autopilot: Autopilot
+    name: str
+    value: float
+    kind: ParamType | None
 
-    link = Link("udpin:127.0.0.1:0", on_frames=take)  # type: ignore[arg-type]  # a list is what it gives
-    vehicle = Vehicle(lambda message, system: link.send(message, system=system), dialect=link.dialect)
-    client = ParamClient(
-        lambda msgid, payload, system: link.send_payload(msgid, payload, system=system),
-        vehicle,
-        system=2,
-        component=140,
-    )
-    async with link:
-        local: Any = link.transport
-        failures = Failures(loss=wire.loss, delay=wire.trip / 2)
-        options = SimOptions(
-            endpoint=f"udpout:127.0.0.1:{local.local[1]}",
-            autopilot=PX4,
-            seed=seed,
-            failures=failures,
-            more_params=NUMBER,
-        )
-        async with SimVehicle(options) as simulated:
-            names = [name for name, _, _ in more_params(NUMBER)]
-            flying = asyncio.create_task(simulated.fly(), name="bench.vehicle")
-            try:
-                if not await vehicle.wait_connected(30.0):
-                    raise RuntimeError("the simulated vehicle is not heard")
-                yield client, names
-            finally:
-                flying.cancel()
-                await asyncio.gather(flying, return_exceptions=True)
+
+_WRONG: Final = (
+    Wrong(autopilot=PX4, name="MAV_TYPE", value=2.5, kind=ParamType.REAL32),  # refused by the vehicle
+    Wrong(autopilot=PX4, name="MAV_TYPE", value=2.5, kind=None),  # does not fit the type that is known
+    Wrong(autopilot=PX4, name="BAT1_N_CELLS", value=2.5, kind=None),  # does not fit the type that is asked for
+    Wrong(autopilot=ARDUPILOT, name="RTL_ALT", value=2.5, kind=ParamType.REAL32),  # another value comes back
+)
+
+
+async def wrong_type_seconds() -> float:
+    """Seconds until a value that does not fit is reported: the longest of all ways. Raises RuntimeError without one."""
+    longest = 0.0
+    for autopilot in (PX4, ARDUPILOT):
+        async with flying(autopilot=autopilot) as (ground, _):
+            for wrong in _WRONG:
+                if wrong.autopilot is autopilot:
+                    item = Item(wrong.name, value=wrong.value, kind=wrong.kind)
+                    begun = time.monotonic()
+                    transfer = await ground.params.write([item], limits=LIMITS, timeout=10.0)
+                    longest = max(longest, time.monotonic() - begun)
+                    if wrong.name not in transfer.refusals:
+                        raise RuntimeError(f"{wrong} was not reported")
+    return longest

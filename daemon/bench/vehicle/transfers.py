@@ -1,63 +1,61 @@
-"""How quickly a flight log comes over a local link: by MAVLink FTP and by the log messages."""
+"""How quickly a flight log comes over a local link, and all parameters as a file over a bad one."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
-from petalbus.handlers.mavlink.files.ftp import FtpClient
-from petalbus.handlers.mavlink.files.logs import LogClient
-from petalbus.handlers.mavlink.flight.vehicle import Vehicle
-from petalbus.handlers.mavlink.sim.autopilot import PX4
-from petalbus.handlers.mavlink.sim.node import SimOptions, SimVehicle
-from petalbus.handlers.mavlink.wire.calls import Calls
-from petalbus.handlers.mavlink.wire.framing import Frame
-from petalbus.handlers.mavlink.wire.link import Link
+from petalbus.daemon.bench.stats import median
+from petalbus.daemon.bench.vehicle.rig import Ground, flying
+from petalbus.handlers.mavlink.sim.autopilot import ARDUPILOT
+from petalbus.handlers.mavlink.sim.failures import Failures
+from petalbus.handlers.mavlink.sim.node import SimVehicle
 
 PREDECESSOR_KB_S: Final = 15.0
 """What petals had before, over the same messages, measured where that ran."""
 
+PARAMETERS: Final = 1362
+"""As many as a real ArduPilot has."""
+
+FILE_LOSS: Final = 0.2
+
 
 async def measure() -> dict[str, float]:
     """Kilobytes a second of the largest log: ``ftp`` and ``log``."""
-
-    def take(frames: Sequence[Frame], _mono: int) -> None:
-        vehicle.on_frames(frames)
-        calls.on_frames(frames)
-
-    link = Link("udpin:127.0.0.1:0", on_frames=take)
-    vehicle = Vehicle(lambda message, system: link.send(message, system=system), dialect=link.dialect)
-    calls = Calls(
-        lambda message, system: link.send(message, system=system),
-        lambda msgid, payload, system: link.send_payload(msgid, payload, system=system),
-        dialect=link.dialect,
-        system=2,
-        component=140,
-    )
-    async with link:
-        local: Any = link.transport
-        options = SimOptions(endpoint=f"udpout:127.0.0.1:{local.local[1]}", autopilot=PX4)
-        async with SimVehicle(options) as simulated:
-            flying = asyncio.create_task(simulated.fly(), name="bench.vehicle")
-            try:
-                if not await vehicle.wait_connected(30.0):
-                    raise RuntimeError("the simulated vehicle is not heard")
-                return await _fetch(simulated, FtpClient(calls, vehicle), LogClient(calls, vehicle))
-            finally:
-                flying.cancel()
-                await asyncio.gather(flying, return_exceptions=True)
+    async with flying() as (ground, simulated):
+        return await _fetch(ground, simulated)
 
 
-async def _fetch(simulated: SimVehicle, ftp: FtpClient, logs: LogClient) -> dict[str, float]:
+async def _fetch(ground: Ground, simulated: SimVehicle) -> dict[str, float]:
     path, data = max(simulated.disk.files.items(), key=lambda item: len(item[1]))
     begun = time.monotonic()
-    if await ftp.read(path) != bytes(data):
+    if await ground.ftp.read(path) != bytes(data):
         raise RuntimeError(f"{path} came out wrong")
     by_ftp = len(data) / 1000 / (time.monotonic() - begun)
-    largest = max(await logs.list_logs(), key=lambda one: one.size)
+    largest = max(await ground.logs.list_logs(), key=lambda one: one.size)
     begun = time.monotonic()
-    if await logs.download(largest.id) != bytes(data):
+    if await ground.logs.download(largest.id) != bytes(data):
         raise RuntimeError(f"log {largest.id} came out wrong")
     return {"ftp": by_ftp, "log": len(data) / 1000 / (time.monotonic() - begun)}
+
+
+async def packed_seconds(*, seeds: int) -> dict[str, float]:
+    """Seconds for all parameters of an ArduPilot by its packed file: ``median`` and ``worst`` of the seeds."""
+    taken = [await _packed(seed) for seed in range(seeds)]
+    return {"median": median(taken), "worst": max(taken)}
+
+
+async def _packed(seed: int) -> float:
+    wire = Failures(loss=FILE_LOSS)
+    async with flying(autopilot=ARDUPILOT, failures=wire, seed=seed, more_params=PARAMETERS) as (ground, simulated):
+        begun = time.monotonic()
+        values = await ground.lister.list_all(timeout=30.0)
+        taken = time.monotonic() - begun
+        store = simulated.params.store
+        if ground.lister.how != "file":
+            raise RuntimeError("the parameters did not come as a file")
+        if {name: value.raw for name, value in values.items()} != {
+            name: store.entry(name, index=0).raw for name in store.names
+        }:
+            raise RuntimeError("the parameter file came out wrong")
+        return taken
