@@ -72,6 +72,7 @@ class Consumer:
         self._idle_critical: list[asyncio.Future[None]] = []
         self._workers: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._succeeded = False
         self.committer = self._make_committer(clock)
         self.runner = self._make_runner(clock)
         streams = keys.inboxes(app)
@@ -127,10 +128,11 @@ class Consumer:
                 self._start_worker(str(index), critical_only=False)
             for index in range(_CRITICAL_WORKERS):
                 self._start_worker(f"critical-{index}", critical_only=True)
-            if self._options.sole:
-                await self.reaper.succeed()
-            self.reaper.start()
             self._outbox.on_reconnect.append(self._redrain)
+        if self._options.sole and not self._succeeded:
+            await self.reaper.succeed()
+            self._succeeded = True
+        self.reaper.start()
         for reader in self._readers:  # one after the other: the urgent levels have a head start on the bulk
             if not reader.lane.started:
                 reader.lane.start()

@@ -64,7 +64,9 @@ class Reaper:
         self.taken_over = 0
 
     def start(self) -> None:
-        """Begin watching."""
+        """Begin watching; does nothing the second time."""
+        if self._task is not None:
+            return
         self._task = asyncio.create_task(self._run(), name=f"petalbus-reaper-{self._app}")
 
     async def stop(self) -> None:
@@ -80,11 +82,11 @@ class Reaper:
                 await self._take(level, stream, name, _MANY)
         for name in await self.beats():
             if name != self._me():
-                await self._outbox.call("HDEL", self._keys.beats, f"{self._app}|{name}")
+                await self._outbox.ask("HDEL", self._keys.beats, f"{self._app}|{name}")
 
     async def _holders(self, stream: str) -> set[str]:
         try:
-            rows = await self._outbox.call("XINFO", "CONSUMERS", stream, GROUP)
+            rows = await self._outbox.ask("XINFO", "CONSUMERS", stream, GROUP)
         except ServerError:
             return set()  # nobody has read it yet: there is no group
         infos = [dict(zip(row[::2], row[1::2], strict=True)) for row in rows]

@@ -139,7 +139,7 @@ def _add_subscribing(router: APIRouter, bus: GetBus) -> None:
         field = words.filter_field(APP, wanted.topic)
         async with _open(bus) as client:
             added = await client.call("HSET", words.filters_key(client.keys), field, wanted.qos)
-            await client.send(words.APP, words.FILTERS, {})
+            await client.send(words.COMMANDS, words.FILTERS, {})
         return {"success": True, "topic": wanted.topic, "new": bool(added)}
 
     @router.post("/unsubscribe", response_model=None)
@@ -151,7 +151,7 @@ def _add_subscribing(router: APIRouter, bus: GetBus) -> None:
             if not gone:
                 text = f"{unwanted.topic!r} was not subscribed here; GET /mqtt/subscriptions shows what is, and by whom"
                 raise Refused(404, "not_subscribed", text)
-            await client.send(words.APP, words.FILTERS, {})
+            await client.send(words.COMMANDS, words.FILTERS, {})
         return {"success": True, "topic": unwanted.topic}
 
 

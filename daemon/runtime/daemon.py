@@ -34,6 +34,8 @@ from petalbus.daemon.runtime.answers import answer
 from petalbus.daemon.runtime.bucket import bucket_part, is_configured
 from petalbus.daemon.runtime.bucket_http import BucketRoutes
 from petalbus.daemon.runtime.built_in import BuiltIns
+from petalbus.daemon.runtime.database import CloudTables
+from petalbus.daemon.runtime.database import is_configured as has_tables
 from petalbus.daemon.runtime.loop import run_to_its_end
 from petalbus.daemon.runtime.mqtt import MqttLink
 from petalbus.daemon.runtime.parts import endpoint_of, mavlink_part, simulator_part, vehicle_heard
@@ -90,7 +92,7 @@ class Daemon:
         self._supervisor: Supervisor | None = None
         self.http = HttpPart(settings, health=self._health, announce=self._http_answers)
         self._petals: PetalManager | None = None
-        self._built_in = BuiltIns(uptime=self._uptime, vehicle=self._vehicle, restart=self._restart)
+        self._built_in = BuiltIns(uptime=self._uptime, vehicles=self._vehicles, restart=self._restart)
         self._mqtt = MqttLink(
             self._connect,
             settings,
@@ -99,6 +101,8 @@ class Daemon:
             built_in=self._built_in.commands,
         )
         self._mqtt.include_in(self.http)
+        self._cloud = CloudTables(self._connect, settings, url=lambda: self._url, ready=self.http.ready)
+        self._cloud.include_in(self.http)
         self._bucket = BucketRoutes(settings, url=lambda: self._url, configured=is_configured(settings))
         self._bucket.include_in(self.http)
         self.restarts = False
@@ -166,6 +170,8 @@ class Daemon:
         supervisor.start("mqtt", self._mqtt.run, stops=0)
         if is_configured(settings):
             supervisor.start("bucket", bucket_part(self._connect, settings, self.http.ready, self._bucket), stops=0)
+        if has_tables(settings):
+            supervisor.start("database", self._cloud.run, stops=0)
         pid = self._server.pid if self._server is not None else None
         self._running = announce(
             self._paths, url=self._url, bus=settings.bus, server_pid=pid, durability=bus.durability
@@ -294,10 +300,14 @@ class Daemon:
     def _uptime(self) -> float:
         return (boot_clock_ns() - self._running.since) / 1e9 if self._running is not None else 0.0
 
-    def _vehicle(self) -> dict[str, Any]:
-        kept = self._supervisor.parts.get("mavlink") if self._supervisor is not None else None
-        told: dict[str, Any] = kept.describe().get("statistics", {}).get("vehicle", {}) if kept is not None else {}
-        return told
+    def _vehicles(self) -> list[dict[str, Any]] | None:
+        """As the MAVLink handler describes them; None while that cannot be said, or none has been heard."""
+        if self._supervisor is None:
+            return None
+        kept = self._supervisor.parts.get("mavlink")
+        if kept is None:
+            return []
+        return kept.describe().get("statistics", {}).get("vehicles") or None
 
     def _installed_petals(self) -> frozenset[str] | None:
         """Names of petals that run, or are about to; None while they are being started."""

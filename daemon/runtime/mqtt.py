@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import structlog
 
@@ -104,11 +104,15 @@ def direct_options(settings: Settings) -> DirectOptions:
         cert=settings.mqtt_cert,
         key=settings.mqtt_key,
         alpn=settings.mqtt_alpn or (_AWS_ALPN if tls and port == _AWS_PORT else None),
-        username=settings.mqtt_username or parts.username,
-        password=settings.mqtt_password or parts.password,
+        username=settings.mqtt_username or _plain(parts.username),
+        password=settings.mqtt_password or _plain(parts.password),
         keepalive=settings.mqtt_keepalive,
         session_expiry=settings.mqtt_session,
     )
+
+
+def _plain(word: str | None) -> str | None:
+    return None if word is None else unquote(word)
 
 
 def client_options(settings: Settings) -> ClientOptions:
@@ -218,10 +222,8 @@ class MqttLink:
             self._who = who = Who(manager, settings)
             await who.start()
             stack.push_async_callback(who.stop)
-            bus = self._connect("mqtt")
             handler = module.MqttHandler(
-                bus,
-                self._connect("mqtt.telemetry"),
+                self._connect,
                 await self._transport(),
                 who=who,
                 options=mqtt_options(settings),
@@ -230,7 +232,7 @@ class MqttLink:
             )
             await stack.enter_async_context(handler)
             await self._open_callback_port(stack)
-            self._bus = bus
+            self._bus = handler.bus
             stack.callback(setattr, self, "_bus", None)
             if self._callbacks is not None:
                 self._callbacks.handlers = lambda: handler.dispatch.takers

@@ -15,6 +15,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GROUP: Final = "commands"
+KEPT_CHARS: Final = 64 * 1024
 UNDECIDED: Final = "mqtt.undecided"
 """A command of which nobody can say yet whose it is, in the link's own inbox: petals are still being loaded."""
 
@@ -50,6 +52,8 @@ _LOADING_LOOK_S: Final = 0.1
 
 Installed = Callable[[], Collection[str] | None]
 """Names of the petals that there are; None while they are being looked for and started."""
+
+Work = Callable[[], Awaitable[None]]
 
 BuiltIn = Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]
 """Carries out a command of the daemon's own; the response data."""
@@ -86,19 +90,20 @@ class CommandDispatch:
         self.takers = 0
         """Apps that took commands when it was last looked."""
 
+    def register(self) -> None:
+        """Handle what is passed on to ourselves. Before the client begins to consume."""
+        self._bus.on(UNDECIDED, concurrency=None, overtakes=_always)(self._decide_later)
+        self._bus.on(BUILT_IN, redelivery="report", concurrency=None, overtakes=_always)(self._run_built_in)
+
     async def run(self) -> None:
         """Work until cancelled. What it was working on then is found again by the next start."""
         await self.waiting.load()
         self._bus.on_other_reply(self.waiting.on_reply)
-        self._bus.on(UNDECIDED, concurrency=None, overtakes=_always)(self._decide_later)
-        self._bus.on(BUILT_IN, redelivery="report", concurrency=None, overtakes=_always)(self._run_built_in)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.waiting.run(), name="mqtt.waiting")
                 tasks.create_task(self._read(), name="mqtt.dispatch")
         finally:
-            self._bus.off(UNDECIDED)
-            self._bus.off(BUILT_IN)
             self._bus.on_other_reply(None)
 
     def statistics(self) -> dict[str, Any]:
@@ -131,54 +136,72 @@ class CommandDispatch:
     async def _take(self, records: Sequence[Record]) -> None:
         """Commands that were there at one moment: with as few questions to the server as for one."""
         takers = await self._takers()
-        work, waiting = [], []
+        work: list[tuple[Record, Asked | None, Work]] = []
+        waiting: list[Asked] = []
         for record in records:
             message = record.data.get("payload")
             if not isinstance(message, dict) or not isinstance(message.get("command"), str):
-                work.append(self._keep(record, "a command needs the members command (text) and messageId"))
+                problem = "a command needs the members command (text) and messageId"
+                work.append((record, None, partial(self._keep, record, problem)))
                 continue
             asked = _asked(record, message, self._deadline)
-            if asked.age >= asked.within:
-                work.append(self._too_late(record, message, asked))
-            elif asked.command in self._built_in:
-                work.append(self._pass_on(BUILT_IN, record, message, asked))
-            elif (meant := self._meant(asked, takers)) is None:
-                work.append(self._pass_on(UNDECIDED, record, message, asked))
-            else:
-                asked.offers = [_offer_id(asked, app) for app in meant]
-                work.append(self._offer(record, message, asked, meant))
-                if meant and message.get("waitResponse"):
-                    waiting.append(asked)
+            work.append((record, asked, self._begun(record, message, asked, takers)))
+            if message.get("waitResponse") and asked.offers:
+                waiting.append(asked)
         await self.waiting.add(*waiting)
-        await asyncio.gather(*work)  # they begin in this order, and so are offered
+        # they begin in this order, and so are offered
+        await asyncio.gather(*(self._to_its_end(*one) for one in work))
+
+    def _begun(
+        self, record: Record, message: dict[str, Any], asked: Asked, takers: Mapping[str, list[str] | None]
+    ) -> Work:
+        """What is to be done with a command; the ids of its offers are in ``asked``."""
+        if asked.age >= asked.within:
+            return partial(self._too_late, record, message, asked)
+        kind = BUILT_IN if asked.command in self._built_in else UNDECIDED
+        meant = None if kind == BUILT_IN else self._meant(asked, takers)
+        if meant is None:
+            asked.offers = [_offer_id(asked, kind)]
+            return partial(self._pass_on, kind, record, asked)
+        asked.offers = [_offer_id(asked, app) for app in meant]
+        return partial(self._offer, record, record.data, asked, meant)
+
+    async def _to_its_end(self, record: Record, asked: Asked | None, work: Work) -> None:
+        """One command must not keep others from being dispatched, whatever is in it."""
+        try:
+            await work()
+        except (RecordInvalid, IdConflict, QueueFull) as error:
+            log.warning("command %s cannot be dispatched: %s", record.id, error)
+            await self._keep(record, str(error))
+            if asked is not None:
+                await self._refuse(record.data["payload"], asked, words.refusal(str(error), "NOT_TAKEN"))
 
     async def _too_late(self, record: Record, message: dict[str, Any], asked: Asked) -> None:
         text = f"it waited for longer than {asked.within:g} s before it could be offered to a petal"
         await self._keep(record, text)
         await self._refuse(message, asked, words.refusal(text, "DEADLINE_EXPIRED"))
 
-    async def _pass_on(self, kind: str, record: Record, message: dict[str, Any], asked: Asked) -> None:
+    async def _pass_on(self, kind: str, record: Record, asked: Asked) -> None:
         """To ourselves, as work of our own inbox: it takes longer than others may wait for."""
-        asked.offers = [bus_id(f"{asked.message_id}@{kind}")]
-        if kind == BUILT_IN and message.get("waitResponse"):
-            await self.waiting.add(asked)
-        data = {"record": record.data, "asked": asked.encode().decode()}
+        # as text: one level deeper it might be nested too deeply
+        data = {"record": orjson.dumps(record.data).decode(), "asked": asked.encode().decode()}
         left = max(0.001, asked.within - asked.age)
         await self._bus.send(self._bus.app, kind, data, id=asked.offers[0], deadline=left)
 
     async def _decide_later(self, record: Record) -> None:
         """Wait until the petals are there, or for so long that it is time to decide without them."""
-        message, asked = _passed_on(record)
+        data, asked = _passed_on(record)
+        message = data["payload"]
         until = time.monotonic() + min(_LOADING_S, max(0.0, asked.within - asked.age))
         while (meant := self._meant(asked, await self._takers())) is None and time.monotonic() < until:  # noqa: ASYNC110  # a rare look
             await asyncio.sleep(_LOADING_LOOK_S)
         asked.offers = [_offer_id(asked, app) for app in meant or ()]
         if meant and message.get("waitResponse"):
             await self.waiting.add(asked)
-        await self._offer(record, message, asked, meant or [])
+        await self._offer(record, data, asked, meant or [])
 
-    async def _offer(self, record: Record, message: dict[str, Any], asked: Asked, apps: Collection[str]) -> None:
-        data = record.data.get("record", record.data)
+    async def _offer(self, record: Record, data: dict[str, Any], asked: Asked, apps: Collection[str]) -> None:
+        message = data["payload"]
         if not apps:
             await self._refuse(message, asked, unknown_command(asked.command, await self._known_commands()))
             return
@@ -196,7 +219,6 @@ class CommandDispatch:
             self.repeated += receipt.duplicate
         if len(problems) == len(apps):
             await self._refuse(message, asked, words.refusal(problems[0], "NOT_TAKEN"))
-            self.waiting.answered(asked.message_id)
 
     def _meant(self, asked: Asked, takers: Mapping[str, list[str] | None]) -> list[str] | None:
         """The apps to which a command is offered; None while that cannot be said."""
@@ -229,7 +251,8 @@ class CommandDispatch:
         return sorted({*self._built_in, *(command for commands in takers.values() for command in commands or ())})
 
     async def _run_built_in(self, record: Record) -> None:
-        message, asked = _passed_on(record)
+        data, asked = _passed_on(record)
+        message = data["payload"]
         if message.get("waitAck") and self._acknowledge is not None:
             await self._acknowledge(asked.device, asked.message_id)
         try:
@@ -245,13 +268,13 @@ class CommandDispatch:
         log.warning("command %s (%s) is refused: %s", asked.command, asked.message_id, data["error"])
         if message.get("waitResponse"):
             await self._respond(asked.device, asked.message_id, data)
+            self.waiting.answered(asked.message_id)
 
     async def _keep(self, record: Record, reason: str) -> None:
         log.warning("a message on a command topic is kept in %s: %s", words.INVALID, reason)
-        name = f"{bus_id(record.id)}@{words.INVALID}"[-200:]
-        await self._bus.publish(
-            words.INVALID, words.INVALID, {"reason": reason, "message": record.data, "id": record.id}, id=bus_id(name)
-        )
+        text = orjson.dumps(record.data).decode()[:KEPT_CHARS]
+        kept = {"reason": reason, "topic": record.data.get("topic"), "text": text, "id": record.id}
+        await self._bus.publish(words.INVALID, words.INVALID, kept, id=bus_id(f"{record.id}@{words.INVALID}"))
 
 
 def _always(_record: Record) -> bool:
@@ -263,8 +286,8 @@ def _offer_id(asked: Asked, app: str) -> str:
 
 
 def _passed_on(record: Record) -> tuple[dict[str, Any], Asked]:
-    message: dict[str, Any] = record.data["record"]["payload"]
-    return message, Asked.decode(str(message.get("messageId")), record.data["asked"].encode())
+    data: dict[str, Any] = orjson.loads(record.data["record"])
+    return data, Asked.decode(str(data["payload"].get("messageId")), record.data["asked"].encode())
 
 
 def _asked(record: Record, message: dict[str, Any], within: float) -> Asked:

@@ -15,10 +15,10 @@ import itertools
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from petalbus.daemon.bus.errors import HandlerError
+from petalbus.daemon.bus.errors import BusError, HandlerError
 from petalbus.handlers.mqtt import words
 from petalbus.handlers.mqtt.limits import Budget, topic_problem
 from petalbus.handlers.mqtt.options import EgressOptions
@@ -32,8 +32,28 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_NEVER: Final = 3600.0
+_DEADLINE_LOOK_S: Final = 0.5
+_STALE_S: Final = 1.0
+"""Telemetry that has waited for so long gives way to a newer value, also while there is a connection."""
+_MOST_PARKED: Final = 64
+_ECHO_S: Final = 60.0
 _MOST_ECHOES: Final = 256
+
+
+class Answers(Protocol):
+    """Who waits for responses to commands; see ``waiting``."""
+
+    def acknowledged(self, message_id: str) -> None:
+        """A petal has the command."""
+
+    def responding(self, message_id: str) -> None:
+        """A response is in our hands."""
+
+    def answered(self, message_id: str) -> None:
+        """The broker has the response."""
+
+    async def refused(self, message_id: str, text: str) -> None:
+        """The response cannot leave. Raises BusError."""
 
 
 class Egress:
@@ -44,13 +64,13 @@ class Egress:
         transport: Transport,
         options: EgressOptions,
         *,
-        answered: Callable[[str], None] | None = None,
+        answers: Answers | None = None,
         response: str = words.RESPONSE,
     ) -> None:
-        """``answered(messageId)`` is told when a response to a command is in our hands."""
+        """``answers`` is told what becomes of responses to commands."""
         self._transport = transport
         self._options = options
-        self._answered = answered
+        self._answers = answers
         self._response = response
         self._identity = Identity()
         self._heap: list[tuple[Any, Item]] = []
@@ -58,6 +78,7 @@ class Egress:
         self._latest: dict[str, Item] = {}
         self._numbers = itertools.count()
         self._wake = asyncio.Event()
+        self._some = asyncio.Event()
         self._flying: set[asyncio.Future[int]] = set()
         self._offline_since: float | None = time.monotonic()
         self._budget = Budget(options, now=time.monotonic())
@@ -68,22 +89,42 @@ class Egress:
         self.repeated = 0
         self.echoed = 0
         self._subscribed: frozenset[str] = frozenset()
-        self._echoes: OrderedDict[tuple[str, bytes], int] = OrderedDict()
+        self._echoes: OrderedDict[tuple[str, bytes], float] = OrderedDict()
 
     # -- what goes in -------------------------------------------------------------------------------------------------
 
     async def take(self, record: Record) -> dict[str, Any]:
         """Handle one ``mqtt.publish``: returns when the broker has it. Raises HandlerError for a dead letter."""
-        item = self._item(record)
-        if item.answers is not None and self._answered is not None:
-            self._answered(item.answers)
-        if item.qos == 0 and self._offline_since is not None:
+        try:
+            item = self._item(record)
+        except HandlerError as error:
+            await self._response_refused(_answered_by(record.data, self._response), str(error))
+            raise
+        if item.topic is None and len(self._parked) >= _MOST_PARKED and item.topic_for(self._identity) is None:
+            raise HandlerError("the organisation is not known", error_code="NO_ORGANIZATION", retry=True)
+        if item.about is not None and self._answers is not None:
+            (self._answers.acknowledged if item.answers is None else self._answers.responding)(item.about)
+        if item.qos == 0:
             self._conflate(item)
         self._push(item)
         try:
-            return await item.done
+            told = await item.done
+        except HandlerError as error:
+            await self._response_refused(item.answers, str(error))
+            raise
         finally:
             item.gone = True
+        if item.answers is not None and self._answers is not None:
+            self._answers.answered(item.answers)
+        return told
+
+    async def _response_refused(self, message_id: str | None, text: str) -> None:
+        if message_id is None or self._answers is None:
+            return
+        try:
+            await self._answers.refused(message_id, text)
+        except BusError as error:
+            log.warning("command %s is left without a response: %s", message_id, error)
 
     def _item(self, record: Record) -> Item:
         try:
@@ -98,9 +139,10 @@ class Egress:
         return item
 
     def _conflate(self, item: Item) -> None:
-        """Offline, of a topic's telemetry only the latest value stays."""
+        """Of a topic's telemetry that waits, for a link or for its turn, only the latest value stays."""
         before = self._latest.get(item.where)
-        if before is not None and not before.done.done() and not before.flying:
+        late = before is not None and (self._offline_since is not None or before.waited > _STALE_S)
+        if before is not None and late and not before.done.done() and not before.flying:
             before.done.set_result({"status": "conflated", "message": "a newer message of its topic came"})
             before.gone = True
             self.conflated += 1
@@ -111,6 +153,7 @@ class Egress:
             item.newest = item.number  # newer than what has waited
         heapq.heappush(self._heap, (item.rank, item))
         self._wake.set()
+        self._some.set()
 
     # -- what is told -------------------------------------------------------------------------------------------------
 
@@ -127,7 +170,6 @@ class Egress:
             self._offline_since = self._offline_since or time.monotonic()
             return
         since, self._offline_since = self._offline_since, None
-        self._latest.clear()
         if since is not None and time.monotonic() - since >= self._options.newest_first_after:
             self._newest_first()
         self._wake.set()
@@ -165,18 +207,31 @@ class Egress:
 
     async def run(self) -> None:
         """Send what waits, as the link, its window and the limits allow. Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._send_all(), name="mqtt.send")
+            tasks.create_task(self._watch_deadlines(), name="mqtt.deadlines")
+
+    async def _watch_deadlines(self) -> None:
+        """What became too late while it waits is told in time."""
+        while True:
+            await self._some.wait()
+            waiting = [item for _, item in self._heap] + self._parked
+            if not waiting:
+                self._some.clear()
+            for item in waiting:
+                if item.expired() and not item.done.done() and not item.flying:
+                    self._too_late(item)
+            self._parked = [item for item in self._parked if not item.done.done()]
+            self._latest = {where: item for where, item in self._latest.items() if not item.gone}
+            await asyncio.sleep(_DEADLINE_LOOK_S)
+
+    async def _send_all(self) -> None:
         while True:
             if not self._drop_gone():
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            try:
-                # so that what became too late while there was no connection is told in time
-                async with asyncio.timeout(None if self._transport.state.connected else self._next_expiry()):
-                    await self._transport.room()
-            except TimeoutError:
-                self._expire()
-                continue
+            await self._transport.room()
             if not self._drop_gone():
                 continue
             pause = self._budget.wait(len(self._heap[0][1].payload), time.monotonic())
@@ -186,19 +241,15 @@ class Egress:
             self._send(heapq.heappop(self._heap)[1])
 
     def is_echo(self, topic: str, payload: bytes) -> bool:
-        """Whether the broker brings back what left here: the record of that lies in the outbox."""
-        left = self._echoes.get((topic, payload), 0)
-        if not left:
+        """Whether the broker brings back a response that left here: its record lies in the outbox."""
+        left = self._echoes.pop((topic, payload), None)
+        if left is None or time.monotonic() - left > _ECHO_S:
             return False
-        if left == 1:
-            del self._echoes[(topic, payload)]
-        else:
-            self._echoes[(topic, payload)] = left - 1
         self.echoed += 1
         return True
 
     def expect_echoes(self, topics: Collection[str]) -> None:
-        """The topics that we have subscribed ourselves."""
+        """Where our own responses come back, and nobody here listens."""
         self._subscribed = frozenset(topics)
 
     def _drop_gone(self) -> bool:
@@ -219,8 +270,8 @@ class Egress:
             self._too_late(item)
             return
         self._budget.take(len(item.payload), time.monotonic())
-        if topic in self._subscribed:
-            self._echoes[(topic, item.payload)] = self._echoes.get((topic, item.payload), 0) + 1
+        if topic in self._subscribed and item.answers is not None:
+            self._echoes[(topic, item.payload)] = time.monotonic()
             if len(self._echoes) > _MOST_ECHOES:
                 self._echoes.popitem(last=False)
         item.flying = True
@@ -243,6 +294,7 @@ class Egress:
             if not isinstance(error, LinkLost):
                 log.error("a message for the broker is sent again: %r", error)
             self.repeated += 1
+            self._echoes.pop((item.topic or item.topic_for(self._identity) or "", item.payload), None)
             self._push(item)
 
     def _refuse(self, item: Item, text: str, code: str, reason: int | None, *, keep: bool = True) -> None:
@@ -257,14 +309,14 @@ class Egress:
         text = "its deadline passed before the broker had it"
         item.done.set_exception(HandlerError(text, error_code="DEADLINE_EXPIRED"))
 
-    def _next_expiry(self) -> float:
-        ends = [end for _, item in self._heap if (end := item.left()) is not None]
-        return max(0.01, min(ends, default=_NEVER))
 
-    def _expire(self) -> None:
-        for _, item in self._heap:
-            if item.expired() and not item.done.done():
-                self._too_late(item)
+def _answered_by(data: Any, response: str) -> str | None:
+    """The command that a record answers that cannot be read otherwise."""
+    payload = data.get("payload") if isinstance(data, dict) else None
+    where = str(data.get("suffix") or data.get("topic") or "") if isinstance(data, dict) else ""
+    if not isinstance(payload, dict) or where.rpartition("/")[2] != response or payload.get("messageId") is None:
+        return None
+    return str(payload["messageId"])
 
 
 def _dead(text: str, code: str, **more: Any) -> HandlerError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from types import TracebackType
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MANY_ATTEMPTS: Final = 1_000_000
+_COMMAND_WORKERS: Final = 64
+"""Commands whose petal is still to be loaded wait in them."""
 _LOOK_S: Final = 10.0
 """Wishes for topics are told; this look is for those whose telling was lost."""
 _HEARTBEAT_S: Final = 0.6
@@ -53,13 +55,12 @@ class WhoWeAre(Protocol):
 class MqttHandler:
     """Run it as ``async with MqttHandler(...) as handler: await handler.run()``.
 
-    ``bus`` is a client as the app ``mqtt``, ``telemetry`` one as ``mqtt.telemetry``.
+    It has three clients of the bus: the apps ``mqtt``, ``mqtt.telemetry`` and ``mqtt.commands``.
     """
 
     def __init__(
         self,
-        bus: Bus,
-        telemetry: Bus,
+        connect: Callable[[str], Bus],
         transport: Transport,
         *,
         who: WhoWeAre,
@@ -67,14 +68,18 @@ class MqttHandler:
         installed: Installed = lambda: (),
         built_in: Mapping[str, BuiltIn] | None = None,
     ) -> None:
+        """``connect`` makes a client of the bus for an app."""
         self.options = options = options or MqttOptions()
         self.transport = transport
+        self.bus = bus = connect(words.APP)
+        """The client of the app ``mqtt``."""
         self._bus = bus
-        self._telemetry = telemetry
+        self._telemetry = connect(words.TELEMETRY)
+        self._commands = connect(words.COMMANDS)
         self._who = who
         self.ingress = Ingress(bus, options, respond=self._respond, for_us=self._for_us)
         self.dispatch = CommandDispatch(
-            bus,
+            self._commands,
             respond=self._respond,
             acknowledge=self._acknowledge,
             installed=installed,
@@ -82,9 +87,7 @@ class MqttHandler:
             deadline=options.command_deadline,
             for_us=self._for_us,
         )
-        self.egress = Egress(
-            transport, options.egress, answered=self.dispatch.waiting.answered, response=options.response
-        )
+        self.egress = Egress(transport, options.egress, answers=self.dispatch.waiting, response=options.response)
         self.filters: dict[str, int] = {}
         """Topic filters that are wanted, with their quality of service."""
         self._identity = Identity()
@@ -94,6 +97,7 @@ class MqttHandler:
         self._tell = asyncio.Event()
         self._since_ns = boot_clock_ns()
         self._stack = AsyncExitStack()
+        self._later_leaves = False
 
     # -- what the transport calls -------------------------------------------------------------------------------------
 
@@ -121,19 +125,27 @@ class MqttHandler:
         for bus in (self._bus, self._telemetry):
             # its handlers wait for the broker, they do not compute
             bus.options = replace(bus.options, workers=held, sole=True, heartbeat=_HEARTBEAT_S)
-            on = bus.on(
-                words.PUBLISH,
-                redelivery="rerun",
-                concurrency=None,
-                max_attempts=_MANY_ATTEMPTS,  # that the daemon was restarted is no reason to give a message up
-                overtakes=lambda _record: True,
-            )
-            on(self.egress.take)
-        self._bus.on(words.FILTERS)(self._on_filters)
-        for bus in (self._bus, self._telemetry):
+            self._take(bus, words.PUBLISH)
+            bus.hold(words.LATER)
+        self._commands.options = replace(
+            self._commands.options, workers=_COMMAND_WORKERS, sole=True, heartbeat=_HEARTBEAT_S
+        )
+        self._commands.on(words.FILTERS, overtakes=lambda _record: True)(self._on_filters)
+        self.dispatch.register()
+        for bus in (self._bus, self._telemetry, self._commands):
             await bus.start()
             self._stack.push_async_callback(bus.close)
         return self
+
+    def _take(self, bus: Bus, kind: str) -> None:
+        on = bus.on(
+            kind,
+            redelivery="rerun",
+            concurrency=None,
+            max_attempts=_MANY_ATTEMPTS,  # that the daemon was restarted is no reason to give a message up
+            overtakes=lambda _record: True,
+        )
+        on(self.egress.take)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -207,17 +219,37 @@ class MqttHandler:
         """Tell the transport and the outbox who we are and what is wanted, where that has changed."""
         identity = self._who.identity()
         filters = self._own_filters(identity)
-        for name, qos in (await self.wishes.read()).items():
+        wished = await self.wishes.read()
+        for name, qos in wished.items():
             filters[name] = max(filters.get(name, 0), qos)
+        self._expect_echoes(identity, wished)
         if (identity, filters) == (self._identity, self.filters):
             return
         if identity.organization != self._identity.organization:
             log.info("MQTT: the organisation is %s now", identity.organization or "not known")
+        self._let_later_leave(bool(identity.organization and identity.device))
         self._identity, self.filters = identity, filters
         self.egress.follow(identity)
-        self.egress.expect_echoes(filters)
         self.transport.want(filters, identity)
         self._tell.set()
+
+    def _expect_echoes(self, identity: Identity, wished: Mapping[str, int]) -> None:
+        """Our own responses come back. Nobody hears them again, unless an app here listens to that topic."""
+        topic = _topic_of(identity, self.options.response)
+        listened = topic is not None and any(words.matches(wish, topic) for wish in wished)
+        self.egress.expect_echoes(() if topic is None or listened else (topic,))
+
+    def _let_later_leave(self, known: bool) -> None:  # noqa: FBT001  # a condition
+        """What was stored without an organisation waits in the inbox, where it holds up nothing else."""
+        if known == self._later_leaves:
+            return
+        self._later_leaves = known
+        for bus in (self._bus, self._telemetry):
+            if known:
+                self._take(bus, words.LATER)
+            else:
+                bus.off(words.LATER)
+                bus.hold(words.LATER)
 
     def _own_filters(self, identity: Identity) -> dict[str, int]:
         if not identity.organization or not identity.device:
@@ -225,11 +257,6 @@ class MqttHandler:
         base = words.base_topic(identity.organization, identity.device)
         ends = (self.options.command_edge, self.options.command_plain, self.options.response)
         return {f"{base}/{end}": 1 for end in ends}
-
-    def _own_topic(self, end: str) -> str | None:
-        """A topic of this device; None while we do not know who we are."""
-        organization, device = self._identity.organization, self._identity.device
-        return f"{words.base_topic(organization, device)}/{end}" if organization and device else None
 
     def _for_us(self, topic: str) -> bool:
         """Whether commands for this device arrive there: a petal may have subscribed those of others, too.
@@ -286,8 +313,8 @@ class MqttHandler:
             "organization": self._identity.organization,
             "device": self._identity.device,
             "topics": ",".join(sorted(self.filters)),
-            "command_topic": self._own_topic(self.options.command_edge),
-            "response_topic": self._own_topic(self.options.response),
+            "command_topic": _topic_of(self._identity, self.options.command_edge),
+            "response_topic": _topic_of(self._identity, self.options.response),
             "outbox": out["waiting"],
             "oldest_s": out["oldest_s"],
             "round_trip_ms": link.get("round_trip_ms"),
@@ -299,6 +326,13 @@ class MqttHandler:
         }
         flat = [part for name, value in fields.items() for part in (name, "" if value is None else value)]
         await self._bus.ask("HSET", words.link_key(self._bus.keys), *flat)
+
+
+def _topic_of(identity: Identity, end: str) -> str | None:
+    """A topic of this device; None while we do not know who we are."""
+    if not identity.organization or not identity.device:
+        return None
+    return f"{words.base_topic(identity.organization, identity.device)}/{end}"
 
 
 def _described(state: LinkState) -> dict[str, Any]:

@@ -89,9 +89,14 @@ class Item:
         )
 
     @property
-    def rank(self) -> tuple[int, int, int]:
-        """What leaves first: smaller is earlier."""
-        return (-int(self.priority), -self.newest, self.number)
+    def rank(self) -> tuple[int, int, int, int]:
+        """What leaves first: smaller is earlier. Telemetry waits for what must arrive."""
+        return (-int(self.priority), -self.qos, -self.newest, self.number)
+
+    @property
+    def waited(self) -> float:
+        """Seconds since it was stored."""
+        return (boot_clock_ns() - self.stored_ns) / 1e9
 
     @property
     def where(self) -> str:

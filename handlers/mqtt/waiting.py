@@ -30,10 +30,9 @@ log = logging.getLogger(__name__)
 
 MOST: Final = 10_000
 _LOOK_S: Final = 0.5
+_RESTART_S: Final = 3.0
 _GRACE_S: Final = 0.5
 """A response that was stored just before its petal failed is on its way: it counts."""
-_SILENT_S: Final = 2.0
-"""A command that no petal calls its own, and that all have looked at without an answer, is unknown after so long."""
 _NOT_BEGUN: Final = (Status.PENDING, Status.DELIVERED, Status.TIMEOUT)
 """Past its deadline (which is ``within``) such an offer is never begun."""
 
@@ -51,6 +50,8 @@ class Asked:
     stray: bool = False
     boot: str = BOOT_ID
     failed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    responding: bool = False
+    """A response has been stored and is on its way: nothing is said in its place."""
 
     @property
     def age(self) -> float:
@@ -111,8 +112,27 @@ class Waiting:
         if flat:
             await self._bus.ask("HSET", waiting_key(self._bus.keys), *flat)
 
+    def acknowledged(self, message_id: str) -> None:
+        """A petal says that the command is its own."""
+        asked = self._asked.get(message_id)
+        if asked is not None:
+            asked.stray = False
+
+    def responding(self, message_id: str) -> None:
+        """A response is stored, and waits for its way out."""
+        asked = self._asked.get(message_id)
+        if asked is not None:
+            asked.responding = True
+
+    async def refused(self, message_id: str, text: str) -> None:
+        """The response cannot leave: another one says so. Raises BusError."""
+        asked = self._asked.get(message_id)
+        if asked is not None:
+            asked.responding = False
+            await self._give_up(asked, refusal(f"the response cannot be sent: {text}", "RESPONSE_REFUSED"))
+
     def answered(self, message_id: str) -> None:
-        """A response is on its way."""
+        """A response has left."""
         asked = self._asked.pop(message_id, None)
         if asked is None:
             return
@@ -161,6 +181,9 @@ class Waiting:
                     self.on_reply(reply)
 
     def _take(self, asked: Asked) -> None:
+        if (before := self._asked.get(asked.message_id)) is not None:
+            for offer in before.offers:
+                self._by_offer.pop(offer, None)
         self._asked[asked.message_id] = asked
         self._some.set()
         self._by_offer.update(dict.fromkeys(asked.offers, asked))
@@ -180,7 +203,7 @@ class Waiting:
             if not self._asked:
                 self._some.clear()
             for asked in list(self._asked.values()):
-                if asked.age > (_SILENT_S if asked.stray else asked.within):
+                if asked.age > asked.within and not asked.responding:
                     try:
                         await self._look(asked)
                     except BusError as error:
@@ -188,25 +211,38 @@ class Waiting:
                         break
 
     async def _look(self, asked: Asked) -> None:
-        """It is overdue: has it begun anywhere, can it still?"""
+        """It is overdue: has it begun anywhere, and does whoever has begun it still live?"""
         states = [await self._bus.status(offer) for offer in asked.offers]
-        if any(state is Status.PROCESSING for state in states):
-            return
-        if any(state in _NOT_BEGUN for state in states):
-            if asked.age <= asked.within:
+        if Status.PROCESSING in states:
+            if await self._lives(asked.offers[states.index(Status.PROCESSING)]):
                 return
+            text = f"the petal died while it worked on {asked.command}; whether that took effect is unknown"
+            await self._give_up(asked, refusal(text, "OUTCOME_UNKNOWN"))
+        elif any(state in _NOT_BEGUN for state in states):
             text = f"no petal has begun command {asked.command} within {asked.within:g} s; it will not be run"
             await self._give_up(asked, refusal(text, "DEADLINE_EXPIRED"))
         elif Status.COMPLETED in states and not asked.stray:
             self.answered(asked.message_id)  # it was carried out; its petal has nothing to say, or says it later
         elif Status.COMPLETED in states or not states:
-            await self._give_up(asked, unknown_command(asked.command, ()))
+            text = f"no petal has answered {asked.command} within {asked.within:g} s; none calls it its own"
+            await self._give_up(asked, refusal(text, "NO_ANSWER"))
         else:
             text = f"command {asked.command} ended as {', '.join(sorted({state.value for state in states}))}"
             await self._give_up(asked, refusal(text, "HANDLER_ERROR"))
 
+    async def _lives(self, offer: str) -> bool:
+        """Whether the app that has an offer in hand is there; one that is restarted is given its time."""
+        app = offer.rpartition("@")[2]
+        if await self._is_online(app):
+            return True
+        await asyncio.sleep(_RESTART_S)
+        return await self._is_online(app)
+
+    async def _is_online(self, app: str) -> bool:
+        return any(one.app == app and one.status == "online" for one in await self._bus.applications())
+
     async def _give_up(self, asked: Asked, data: dict[str, Any]) -> None:
-        if asked.message_id not in self._asked:
+        if asked.message_id not in self._asked or asked.responding:
             return  # a response came after all
         try:
             await self._respond(asked.device, asked.message_id, data)

@@ -19,6 +19,9 @@ APP: Final = "mqtt"
 TELEMETRY: Final = "mqtt.telemetry"
 """The app whose inbox takes what has quality of service 0: while there is no connection the latest of a topic stays."""
 
+COMMANDS: Final = "mqtt.commands"
+"""The app that dispatches commands. Its work has an inbox of its own: it must not wait behind what is published."""
+
 TOPIC: Final = "mqtt.rx"
 """The bus topic of what came in. Data of a record: ``topic``, ``payload`` (JSON), ``qos``, ``retain``."""
 
@@ -37,8 +40,11 @@ PUBLISH: Final = "mqtt.publish"
 """To be published. Data: ``topic``, or ``suffix`` below the device's own topic of ``organization`` (as it was known, or
 the one that becomes known next); ``payload``, ``qos``, ``retain``."""
 
+LATER: Final = "mqtt.publish_later"
+"""As ``PUBLISH``, with a ``suffix`` and no ``organization``: it waits, at priority LOW, until that is known."""
+
 FILTERS: Final = "mqtt.filters"
-"""Tells the link to look at the hash of wanted filters."""
+"""Tells the app ``mqtt.commands`` to look at the hash of wanted filters."""
 
 HTTP: Final = "http"
 """Whose wish a filter is that was subscribed over HTTP: it stays until it is unsubscribed, and is nobody's life."""

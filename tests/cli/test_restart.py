@@ -11,7 +11,7 @@ import pytest
 
 from petalbus.daemon.bus.client import Bus
 from petalbus.daemon.bus.options import BusOptions
-from petalbus.daemon.runtime.built_in import BuiltIns
+from petalbus.daemon.runtime import built_in
 
 from .conftest import Buses, Cli
 from support.servers import poll_until
@@ -44,17 +44,28 @@ def test_the_daemon_restarts_once_when_it_is_told_to(buses: Buses, cli_on: Calla
     assert [event["event"] for event in daemon.events].count("stopping") == 1, "it is told once, and done once"
 
 
-@pytest.mark.parametrize(("armed", "code"), [(True, "VEHICLE_ARMED"), (False, None)])
-async def test_it_is_not_restarted_under_a_vehicle_that_may_be_flying(armed: bool, code: str | None) -> None:
-    """S-187: an armed vehicle keeps its bus."""
+@pytest.mark.parametrize(
+    ("vehicles", "code"),
+    [
+        ([{"armed": True, "mode": "AUTO"}], "VEHICLE_ARMED"),
+        ([{"armed": False}, {"armed": True}], "VEHICLE_ARMED"),
+        (None, "VEHICLE_UNKNOWN"),
+        ([{"armed": False}], None),
+        ([], None),
+    ],
+)
+async def test_it_is_not_restarted_under_a_vehicle_that_may_be_flying(
+    vehicles: list[dict[str, Any]] | None, code: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S-186, S-187: an armed vehicle keeps its bus, also when it was armed just now."""
+    monkeypatch.setattr(built_in, "_PAUSE_S", 0.01)
     restarted: list[int] = []
-    built_in = BuiltIns(
-        uptime=lambda: 12.5,
-        vehicle=lambda: {"connected": True, "armed": armed, "mode": "AUTO"},
-        restart=lambda: restarted.append(1),
-    )
-    told = await built_in.commands["restart"]({})
+    ours = built_in.BuiltIns(uptime=lambda: 12.5, vehicles=lambda: vehicles, restart=lambda: restarted.append(1))
+    told = await ours.commands["restart"]({})
     assert told.get("error_code") == code
-    status = await built_in.commands["get_status"]({})
-    assert (status["status"], status["uptime"], status["vehicle"]["armed"]) == ("operational", 12.5, armed)
-    assert not restarted, "at once it is only planned"
+    status = await ours.commands["get_status"]({})
+    assert (status["status"], status["uptime"]) == ("operational", 12.5)
+    if code is None and vehicles:
+        vehicles[0]["armed"] = True
+    await asyncio.sleep(0.05)
+    assert restarted == ([1] if code is None and not vehicles else [])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx
 import pytest
+from fastapi import FastAPI
 
 from petalbus.petals.proxies.bucket import S3BucketProxy
 
@@ -53,4 +56,25 @@ async def test_the_documented_calls(
     await spec.run(code, proxy=proxy)
     assert "Downloaded to" in capsys.readouterr().out
     assert (tmp_path / "downloads" / "mission_log.ulg").read_bytes() == ULOG
+    await proxy.stop()
+
+
+async def test_the_documented_integration(s3: tuple[RealS3, TokenService]) -> None:
+    """S-253, S-254, S-258, S-274, S-275, S-276: the proxy, the router and the logger, each as it stands there."""
+    server, tokens = s3
+    made = (await spec.run(spec.block(BUCKET, 'upload_prefix="flight_logs/"'), S3BucketProxy=S3BucketProxy))["proxy"]
+    assert (made.bucket_name, made.upload_prefix) == ("flight-logs-bucket", "flight_logs/")
+    config = SimpleNamespace(SESSION_TOKEN_URL=tokens.url, S3_BUCKET_NAME=server.bucket, AWS_REGION="us-east-1")
+    proxies: dict[str, S3BucketProxy] = {}
+    await spec.run(spec.block(BUCKET, "# Add to proxy registry"), config=config, proxies=proxies)
+    proxy = proxies["bucket"]
+    proxy._endpoint, proxy._machine = server.url, "drone-001"  # what the document has no argument for
+    await proxy.start()
+    app = FastAPI()
+    await spec.run(spec.block(BUCKET, "app.include_router"), app=app)
+    await spec.run(spec.block(BUCKET, "_set_logger"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
+        up = await client.post("/bucket/upload", files={"file": ("mission_log.ulg", ULOG)})
+        assert up.json()["success"], up.text
+        assert (await client.get("/bucket/list")).json()["files"][0]["key"] == up.json()["s3_key"]
     await proxy.stop()

@@ -13,6 +13,7 @@ from support.procs import ROOT
 FOLDER = ROOT / "src" / "petal_app_manager"
 NAMES = {
     "petal_app_manager": ["__version__", "Config"],
+    "petal_app_manager.api.bucket_api": ["router", "_set_logger"],
     "petal_app_manager.config": ["Config"],
     "petal_app_manager.models": ["MQTTMessage"],
     "petal_app_manager.models.mavlink": [
@@ -45,7 +46,7 @@ NAMES = {
 
 @pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in NAMES.items() for name in names])
 def test_the_names_are_where_petals_look_for_them(module: str, name: str) -> None:
-    """S-008, S-012, S-013, S-034, S-109, S-233, S-274."""
+    """S-008, S-012, S-013, S-034, S-109, S-233, S-274, S-275, S-276."""
     assert getattr(import_module(module), name) is not None
 
 

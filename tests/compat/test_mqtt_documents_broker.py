@@ -13,7 +13,6 @@ import pytest
 
 from petalbus.daemon.bus.client import Bus
 from petalbus.daemon.bus.options import BusOptions
-from petalbus.handlers.mqtt import words
 from petalbus.handlers.mqtt.direct import DirectTransport
 from petalbus.handlers.mqtt.handler import MqttHandler
 from petalbus.handlers.mqtt.options import DirectOptions
@@ -55,8 +54,7 @@ async def linked(server: RealServer, bus_name: str, port: int) -> AsyncIterator[
     """The link as the daemon has it, connected, and the proxy of a petal's process."""
     quick = BusOptions(stop_grace=0.2)
     handler = MqttHandler(
-        Bus(server.url, app=words.APP, bus=bus_name, options=quick),
-        Bus(server.url, app=words.TELEMETRY, bus=bus_name, options=quick),
+        lambda app: Bus(server.url, app=app, bus=bus_name, options=quick),
         DirectTransport(DirectOptions(host="127.0.0.1", port=port, retry_first=0.05)),
         who=Who(),
         installed=lambda: ("example-petal",),

@@ -20,6 +20,7 @@ from cli.conftest import COMMAND, Buses, Daemon, run_process
 
 from support.procs import child_environment
 
+NAMES = ("petal-warehouse", "petal-flight-log")
 WHEELS = ("petal-warehouse==0.1.9", "petal-flight-log==0.2.7", "leaf-pymavlink")
 """The last one is what these petals use in place of pymavlink; it comes under the same name."""
 
@@ -50,6 +51,9 @@ def daemon(site: Path) -> Iterator[Daemon]:
         # their own warnings are not ours: the daemon runs as it does on a vehicle
         started = buses.up("--sim", PYTHONPATH=paths, PYTHONWARNINGS="default")
         started.ready()
+        until = time.monotonic() + SECONDS
+        while any(petals(started).get(name, {}).get("state") != "running" for name in NAMES):
+            assert time.monotonic() < until, petals(started)
         yield started
     finally:
         buses.close()
@@ -63,13 +67,7 @@ def petals(daemon: Daemon) -> dict[str, dict[str, Any]]:
 
 def test_they_are_found_and_run_without_configuration(daemon: Daemon) -> None:
     """Entry points are enough; versions are theirs. What they need and is not there keeps neither from starting."""
-    until = time.monotonic() + SECONDS
-    while True:
-        told = petals(daemon)
-        mine = {name: told.get(name, {}) for name in ("petal-warehouse", "petal-flight-log")}
-        if all(one.get("state") == "running" for one in mine.values()):
-            break
-        assert time.monotonic() < until, told
+    mine = petals(daemon)
     assert mine["petal-warehouse"]["version"] == "0.1.9"
     assert mine["petal-flight-log"]["version"] == "0.2.7"
     assert mine["petal-flight-log"]["entry_point"] == "flight_records"

@@ -83,8 +83,7 @@ async def link(
     transport, who = HeldTransport(), Somebody()
     quick = BusOptions(stop_grace=0.2)
     handler = MqttHandler(
-        Bus(server.url, app=words.APP, bus=bus_name, options=quick),
-        Bus(server.url, app=words.TELEMETRY, bus=bus_name, options=quick),
+        lambda app: Bus(server.url, app=app, bus=bus_name, options=quick),
         transport,
         who=who,
         options=options or MqttOptions(),
@@ -292,7 +291,7 @@ async def test_the_organisation_comes_changes_and_goes(server: RealServer, bus_n
         rig.who.become(None)
         await rig.until(lambda: rig.transport.filters == {}, "no topic without an organisation")
         data = {"suffix": "response", "payload": {"n": 1}, "qos": 1}
-        waits = (await rig.petal.send(words.APP, words.PUBLISH, data)).id
+        waits = (await rig.petal.send(words.APP, words.LATER, data, priority=Priority.LOW)).id
         meant = await rig.publish("response", {"n": 2}, organization="ORG1")
         await rig.settled(meant, Status.COMPLETED)
         assert rig.transport.sent[-1].message.topic == f"{BASE}/response"
@@ -339,10 +338,10 @@ async def test_a_petal_s_wish_for_a_topic_is_followed(rig: Rig) -> None:
     """S-176: the link subscribes it, and gives it up when nobody wants it any more."""
     key = words.filters_key(rig.petal.keys)
     await rig.petal.call("HSET", key, words.filter_field("petal", "my/topic"), 1)
-    await rig.petal.send(words.APP, words.FILTERS, {})
+    await rig.petal.send(words.COMMANDS, words.FILTERS, {})
     await rig.until(lambda: rig.transport.filters.get("my/topic") == 1, "it is wanted")
     await rig.petal.call("HDEL", key, words.filter_field("petal", "my/topic"))
-    await rig.petal.send(words.APP, words.FILTERS, {})
+    await rig.petal.send(words.COMMANDS, words.FILTERS, {})
     await rig.until(lambda: "my/topic" not in rig.transport.filters, "it is given up")
 
 
@@ -367,8 +366,8 @@ async def test_the_state_of_the_link_can_be_read(rig: Rig) -> None:
     assert (statistics["connected"], statistics["problem"]) == (False, "lost")
 
 
-async def test_what_comes_back_is_not_recorded_again(rig: Rig) -> None:
-    """The responses topic is subscribed, and our own responses leave there: their records lie in the outbox."""
+async def test_our_own_responses_are_not_recorded_again(rig: Rig) -> None:
+    """The responses' topic is subscribed, and our own responses leave there: their records lie in the outbox."""
     rig.transport.connect()
     name = await rig.publish("response", {"messageId": "1", "status": "success"})
     await rig.settled(name, Status.COMPLETED)
@@ -376,3 +375,92 @@ async def test_what_comes_back_is_not_recorded_again(rig: Rig) -> None:
     for _ in range(2):  # the second one is somebody else's, who says the same
         await rig.transport.bring(ours.topic, ours.payload)
     assert (rig.handler.egress.echoed, rig.handler.ingress.stored) == (1, 1)
+
+
+async def test_what_comes_back_to_somebody_who_listens_is_recorded(rig: Rig) -> None:
+    """A command of one petal to this very device, and a message between petals over a topic that one of them wishes."""
+    key = words.filters_key(rig.petal.keys)
+    await rig.petal.call("HSET", key, words.filter_field("petal", f"{BASE}/response"), 1)
+    await rig.petal.send(words.COMMANDS, words.FILTERS, {})
+    rig.transport.connect()
+    await asyncio.sleep(0.1)
+    for end, payload in (("command/edge", {"messageId": "c", "command": "none/x"}), ("response", {"messageId": "r"})):
+        name = await rig.publish(f"{BASE}/{end}", payload)
+        await rig.settled(name, Status.COMPLETED)
+        ours = rig.transport.sent[-1].message
+        await rig.transport.bring(ours.topic, ours.payload)
+    assert (rig.handler.egress.echoed, rig.handler.ingress.stored) == (0, 2)
+
+
+async def test_what_was_lost_on_its_way_leaves_no_echo_behind(rig: Rig) -> None:
+    """Another drone says the same later: that is a message."""
+    rig.transport.answer = None
+    rig.transport.connect()
+    await rig.publish("response", {"messageId": "1"})
+    await rig.until(lambda: rig.transport.sent, "it left")
+    rig.transport.lose(LinkLost("cut"))
+    await asyncio.sleep(0.05)
+    ours = rig.transport.sent[0].message
+    await rig.transport.bring(ours.topic, ours.payload)
+    assert (rig.handler.egress.echoed, rig.handler.ingress.stored) == (0, 1)
+
+
+async def test_messages_without_an_organisation_hold_nothing_up(server: RealServer, bus_name: str) -> None:
+    """A thousand of them wait; an alert with a topic of its own leaves at once."""
+    async with link(server, bus_name) as rig:
+        rig.who.become(None)
+        await rig.until(lambda: rig.transport.filters == {}, "the organisation is gone")
+        rig.transport.connect()
+        later = {"suffix": "command/web", "payload": {"n": 1}, "qos": 1}
+        for _ in range(1000):
+            await rig.petal.send(words.APP, words.LATER, later, priority=Priority.LOW)
+        for _ in range(100):  # as another program might send it
+            await rig.petal.send(words.APP, words.PUBLISH, later)
+        alert = await rig.publish("fleet/alert", {"alert": 1})
+        await rig.settled(alert, Status.COMPLETED)
+        assert rig.bodies == [{"alert": 1}]
+        rig.transport.window = 2000
+        rig.who.become("ORG1")
+        await rig.until(lambda: len(rig.transport.sent) >= 101, "they leave")
+
+
+async def test_what_must_arrive_does_not_wait_behind_telemetry(server: RealServer, bus_name: str) -> None:
+    """More telemetry than the broker takes: an alert of the same priority leaves before it."""
+    options = MqttOptions(egress=EgressOptions(rate=20))
+    async with link(server, bus_name, options=options) as rig:
+        rig.transport.connect()
+        for number in range(200):
+            await rig.publish(f"sensor/{number}", {"n": number}, qos=0)
+        alert = await rig.publish("fleet/alert", {"alert": 1})
+        begun = asyncio.get_running_loop().time()
+        await rig.settled(alert, Status.COMPLETED)
+        assert asyncio.get_running_loop().time() - begun < 3, "200 messages at this rate take 9 s"
+
+
+async def test_a_response_that_cannot_leave_is_answered_for(rig: Rig) -> None:
+    """It is too large, or the broker refuses it: whoever waits is told."""
+    rig.transport.connect()
+    await rig.petal.call("HSET", words.handlers_key(rig.petal.keys), "petal", b"null")
+    for name, payload in (("big", "x" * 140_000), ("refused", "small")):
+        command = {"messageId": name, "command": "petal/go", "waitResponse": True}
+        await rig.transport.bring(f"{BASE}/command", command)
+        await rig.until(lambda: len(rig.handler.dispatch.waiting) == 1, "it waits")
+        rig.transport.answer = None if name == "refused" else 0
+        before = len(rig.transport.sent)
+        await rig.publish("response", {"messageId": name, "data": payload}, priority=Priority.HIGH)
+        if name == "refused":
+            await rig.until(lambda at=before: len(rig.transport.sent) > at, "it left")
+            rig.transport.answer = 0
+            rig.transport.sent[-1].done.set_exception(PublishRefused("no", code=0x87))
+        await rig.until(lambda: len(rig.handler.dispatch.waiting) == 0, "it is answered")
+        assert (rig.bodies[-1]["messageId"], rig.bodies[-1]["error_code"]) == (name, "RESPONSE_REFUSED")
+
+
+async def test_the_daemon_s_own_commands_do_not_wait_behind_a_backlog(rig: Rig) -> None:
+    """Offline, 2,000 messages wait; what arrives is dispatched all the same."""
+    for number in range(2000):
+        await rig.publish(f"{BASE}/web/x", {"n": number})
+    rig.transport.connect()
+    await rig.transport.bring(f"{BASE}/command", {"messageId": "1", "command": "none/x", "waitResponse": True})
+    await rig.until(lambda: any(body.get("messageId") == "1" for body in rig.bodies), "it is answered")
+    assert len(rig.bodies) < 1000

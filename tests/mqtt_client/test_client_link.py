@@ -11,7 +11,6 @@ import pytest
 
 from mqtt_client.conftest import BASE, FILTERS, IDENTITY, QUICK, Site, stored, until
 from petalbus.daemon.bus.client import Bus
-from petalbus.handlers.mqtt import words
 from petalbus.handlers.mqtt.client.callbacks import Callbacks
 from petalbus.handlers.mqtt.client.transport import ClientTransport
 from petalbus.handlers.mqtt.handler import MqttHandler
@@ -55,8 +54,9 @@ async def rig(own_server: RealServer, bus_name: str, client: TsClient, serve: St
         callbacks = Callbacks(ClientOptions(), patience=1.0)
         site = await serve(callbacks, lambda: petal)
         given = ClientOptions(host="127.0.0.1", port=client.port, callback_url=site.callback_url, **QUICK)
-        buses = [Bus(own_server.url, app=app, bus=bus_name) for app in (words.APP, words.TELEMETRY)]
-        handler = MqttHandler(*buses, ClientTransport(given, callbacks), who=Known())
+        handler = MqttHandler(
+            lambda app: Bus(own_server.url, app=app, bus=bus_name), ClientTransport(given, callbacks), who=Known()
+        )
         await stack.enter_async_context(handler)
         running = asyncio.create_task(handler.run(), name="link")
         made = Rig(handler, petal, site)

@@ -511,3 +511,17 @@ async def test_topics_of_a_petal_end_with_it(world: World) -> None:
 
 async def ignore(topic: str, message: Any) -> None:
     """Nothing."""
+
+
+async def test_a_response_goes_to_whoever_gave_the_command(world: World) -> None:
+    """The organisation changed while the handler ran: the old one hears the answer, the new one does not."""
+    petal = await world.petal(Example())
+    assert isinstance(petal, Example)
+    await world.arrive("command/edge", {"command": "example/hello", "messageId": "o1", "data": {"name": "Al"}})
+    assert (await world.next())["organization"] == "ORG1"
+    world.organization.organization_id = "ORG2"
+    await world.proxy.send_command_response("o1", {"status": "later"})
+    assert (await world.next())["organization"] == "ORG1"
+    await world.proxy.send_command_response("other", {"status": "x"})
+    assert (await world.next())["organization"] == "ORG2"
+    await close(petal)

@@ -38,3 +38,35 @@ async def test_a_proxy_whose_channels_failed_at_its_start_comes_back(own_server:
         assert ear.messages[-5:] == [str(number) for number in range(5)]
     finally:
         await proxy.stop()
+
+
+async def test_while_its_channels_fail_it_is_never_ready(own_server: RealServer, bus_name: str) -> None:
+    """S-027: not for a moment of any attempt; and who subscribes meanwhile is not forgotten."""
+    in_the_way = Keys(bus_name).topic(channels.TOPIC)
+    own_server.command("SET", in_the_way, "no stream")
+    first, late, old = Ear(), Ear(), Ear()
+    proxy = RedisProxy(url=own_server.url, bus=bus_name)
+    proxy.subscribe("c", first.listen)
+    seen: list[bool] = []
+
+    async def look() -> None:
+        while True:
+            seen.append(proxy.is_ready)
+            await asyncio.sleep(0)
+
+    looking = asyncio.create_task(look(), name="test.look")
+    try:
+        await proxy.start()
+        await asyncio.sleep(2.5)  # two more attempts
+        looking.cancel()
+        assert len(seen) > 1000
+        assert not any(seen)
+        await proxy.subscribe("c", late.listen)
+        await proxy.subscribe("c", old.listen, start="oldest")
+        own_server.command("DEL", in_the_way)
+        await until(lambda: proxy.is_ready, "it is ready", seconds=20.0)
+        assert await proxy.publish("c", "said") > 0
+        await until(lambda: [ear.messages for ear in (first, late, old)] == [["said"]] * 3, "all hear it once")
+    finally:
+        looking.cancel()
+        await proxy.stop()

@@ -84,18 +84,15 @@ async def mqtt_world(server: RealServer, bus_name: str) -> AsyncIterator[World]:
         ingress = Ingress(link, MqttOptions(), respond=respond)
         made = World(server, bus_name, link, proxy, organization, ingress)
 
-        @link.on("mqtt.filters")
-        async def filters(_record: Record) -> None:
-            """The link looks at the hash."""
-
-        link.on("mqtt.publish", concurrency=None)(publish)
-        telemetry.on("mqtt.publish", concurrency=None)(publish)
+        for kind in ("mqtt.publish", "mqtt.publish_later"):
+            link.on(kind, concurrency=None)(publish)
+            telemetry.on(kind, concurrency=None)(publish)
 
         await proxy.start()
         stack.push_async_callback(proxy.stop)
-        running = asyncio.create_task(
-            CommandDispatch(link, respond=respond, installed=lambda: ("example",)).run(), name="dispatch"
-        )
+        dispatch = CommandDispatch(link, respond=respond, installed=lambda: ("example",))
+        dispatch.register()
+        running = asyncio.create_task(dispatch.run(), name="dispatch")
         try:
             yield made
         finally:

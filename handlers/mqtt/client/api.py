@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from petalbus.handlers.mqtt.transport import LinkLost, Outgoing, PublishRefused
 if TYPE_CHECKING:
     from petalbus.handlers.mqtt.options import ClientOptions
 
+_SECRET: Final = re.compile(r"(secret=)[^&\"\s]+")
 _SHOWN: Final = 300
 _OF_THE_MOMENT: Final = frozenset((401, 404, 405, 407, 408, 425, 429))
 """Answers that speak of the moment or of the program that answers, not of the message: nothing is given up for them."""
@@ -110,5 +112,5 @@ def _done(answer: Answer, call: str) -> None:
 
 
 def _shown(answer: Answer) -> str:
-    text = answer.body[:_SHOWN].decode(errors="replace").strip()
+    text = _SECRET.sub(r"\1***", answer.body[:_SHOWN].decode(errors="replace").strip())
     return f"{answer.status} {text}" if text else str(answer.status)

@@ -10,12 +10,13 @@ import asyncio
 import inspect
 import itertools
 import logging
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from petalbus.daemon.bus.errors import HandlerError
+from petalbus.daemon.bus.errors import BusError, HandlerError
 from petalbus.handlers.mqtt.words import COMMAND, handlers_key, mirrored
 from petalbus.petals.base import Petal
 from petalbus.petals.exits import contained
@@ -31,6 +32,8 @@ log = logging.getLogger("MQTTProxy")
 
 Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
 _LOOK_S: Final = 0.1
+_AGAIN_S: Final = 0.5
+_MOST_SENDERS: Final = 4096
 CONCURRENCY: Final = 16
 """Commands of one petal that may run at once."""
 
@@ -46,6 +49,7 @@ class Commands:
         self._buses: dict[str, Bus] = {}
         self._served: dict[int, list[str]] = {}
         self._next = itertools.count(1).__next__
+        self._senders: OrderedDict[str, str] = OrderedDict()
         self._registered_by: dict[str, object | None] = {}
         self._joining: set[asyncio.Task[None]] = set()
 
@@ -60,7 +64,7 @@ class Commands:
 
     def join(self, name: str) -> None:
         """Connect a handler that was added to the inbox it is served from. On the proxy's loop."""
-        task = asyncio.create_task(self._join(name), name=f"mqtt-{name}")
+        task = asyncio.create_task(self._keep_joining(name), name=f"mqtt-{name}")
         self._joining.add(task)
         task.add_done_callback(self._joined)
 
@@ -108,10 +112,23 @@ class Commands:
         """Handlers registered."""
         return len(self._handlers)
 
+    async def _keep_joining(self, name: str) -> None:
+        joined = False
+        while not joined and name in self._handlers:
+            try:
+                await self._join(name)
+                joined = True
+            except BusError as error:
+                log.warning("MQTT commands do not reach %s yet: %s", name, error)
+                await asyncio.sleep(_AGAIN_S)
+
     async def _join(self, name: str) -> None:
         handler, _ = self._handlers[name]
         bus = await self._bus_of(handler)
         if name not in self._handlers:
+            return
+        if name in self._buses:  # only telling it failed the last time
+            await self._declare(bus, self._served[id(bus)])
             return
         self._buses[name] = bus
         served = self._served.setdefault(id(bus), [])
@@ -148,6 +165,17 @@ class Commands:
         if not task.cancelled() and task.exception() is not None:
             log.error("MQTT commands do not reach a handler: %s", task.exception())
 
+    def _note_sender(self, topic: str, message: dict[str, Any]) -> None:
+        parts = topic.split("/", 2)
+        if len(parts) == 3 and parts[0] == "org":
+            self._senders[str(message.get("messageId"))] = parts[1]
+            if len(self._senders) > _MOST_SENDERS:
+                self._senders.popitem(last=False)
+
+    def organization_of(self, message_id: str) -> str | None:
+        """The organisation under which a command came; None where that is not known (any more)."""
+        return self._senders.get(str(message_id))
+
     async def _until_it_may_run(self, record: Record) -> None:
         if not self._may_run():
             log.warning("command %s waits: the organisation is not known", record.data["payload"].get("command"))
@@ -161,6 +189,7 @@ class Commands:
         async def command(record: Record) -> None:
             await self._until_it_may_run(record)
             topic, message = record.data["topic"], mirrored(record.data["payload"])
+            self._note_sender(topic, message)
             failure: Exception | None = None
             for handler, heavy in [self._handlers[name] for name in served]:
                 copy = dict(message)  # one that changes it must not change it for the others

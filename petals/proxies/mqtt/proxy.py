@@ -184,7 +184,8 @@ class MQTTProxy(BaseProxy):
             "timestamp": words.stamp(),
             "deviceId": self.device_id,
         }
-        return await self._store(None, words.ACK, payload, 1, priority=Priority.HIGH)
+        whose = self._commands.organization_of(message_id)
+        return await self._store(None, words.ACK, payload, 1, priority=Priority.HIGH, organization=whose)
 
     async def send_command_response(self, *given: Any, **named: Any) -> bool:
         """Answer a command: ``(message_id, response_data)``, or ``(response_topic, message_id, response_data)``.
@@ -195,7 +196,8 @@ class MQTTProxy(BaseProxy):
         topic, message_id, data = response(given, named)
         head = {"messageId": message_id, "phase": "result", "timestamp": words.stamp()}
         payload = {**head, **data, "deviceId": self.device_id}
-        return await self._store(topic, self.response_topic, payload, 1, priority=Priority.HIGH)
+        whose = self._commands.organization_of(message_id)
+        return await self._store(topic, self.response_topic, payload, 1, priority=Priority.HIGH, organization=whose)
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
@@ -294,12 +296,21 @@ class MQTTProxy(BaseProxy):
         *,
         retain: bool = False,
         priority: Priority = Priority.NORMAL,
+        organization: str | None = None,
     ) -> bool:
-        """Put a message into the link's inbox; False when the bus does not take it. Raises as ``_message``."""
+        """Put a message into the link's inbox; False when the bus does not take it. Raises as ``_message``.
+
+        ``organization``: whose it is, where that is not ours of now.
+        """
         data = self._message(topic, suffix, payload, qos, retain=retain)
+        if topic is None and organization is not None:
+            data["organization"] = organization
         try:
             bus = await self._own_bus()
-            await bus.send(words.APP if qos else words.TELEMETRY, words.PUBLISH, data, priority=priority)
+            kind = words.PUBLISH if topic is not None or "organization" in data else words.LATER
+            if kind == words.LATER:
+                priority = Priority.LOW
+            await bus.send(words.APP if qos else words.TELEMETRY, kind, data, priority=priority)
         except BusError as error:
             log.warning("an MQTT message for %s is not stored: %s", topic or suffix, error)
             return False

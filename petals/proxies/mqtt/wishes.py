@@ -43,7 +43,7 @@ class Wishes:
         self._wished[topic] = qos = max(qos, self._wished.get(topic, 0))
         bus = await self._own_bus()
         await bus.ask("HSET", words.filters_key(bus.keys), words.filter_field(bus.app, topic), qos)
-        await bus.send(words.APP, words.FILTERS, {})
+        await bus.send(words.COMMANDS, words.FILTERS, {})
 
     async def remove(self, topic: str) -> None:
         """Want it no more. Raises BusError."""
@@ -51,7 +51,7 @@ class Wishes:
             return  # a pattern among what arrives anyway
         bus = await self._own_bus()
         await bus.ask("HDEL", words.filters_key(bus.keys), words.filter_field(bus.app, topic))
-        await bus.send(words.APP, words.FILTERS, {})
+        await bus.send(words.COMMANDS, words.FILTERS, {})
 
     async def take_back(self) -> None:
         """Want nothing any more: the end. Raises BusError."""
@@ -86,7 +86,7 @@ class Wishes:
         else:
             left = []
         if missing or left:
-            await bus.send(words.APP, words.FILTERS, {})
+            await bus.send(words.COMMANDS, words.FILTERS, {})
 
     async def _is_alone(self, bus: Bus) -> bool:
         """Whether no other process has our app's name: what it wants looks like ours."""
