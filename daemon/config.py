@@ -20,6 +20,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from petalbus.daemon.bus.url import parse
+from petalbus.daemon.config_cloud import CloudSettings
 from petalbus.daemon.config_mqtt import MqttSettings
 from petalbus.daemon.config_older import FILE_VARIABLE, env_file, read_env_file, read_older
 from petalbus.daemon.config_vehicle import VehicleSettings
@@ -53,7 +54,7 @@ class ConfigError(ValueError):
     code = "config"
 
 
-class Settings(VehicleSettings, MqttSettings, BaseSettings):
+class Settings(VehicleSettings, MqttSettings, CloudSettings, BaseSettings):
     """Everything that can be set. Times are seconds, sizes are named by their unit."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=True)
@@ -149,10 +150,12 @@ class Settings(VehicleSettings, MqttSettings, BaseSettings):
     localdb_url: Annotated[
         str | None, Field(description="an existing LocalDB service, in place of the file's items")
     ] = None
-    cloud_endpoint: Annotated[str | None, Field(description="URL of the cloud's tables")] = None
     s3_bucket_name: Annotated[str | None, Field(description="bucket for flight logs")] = None
     s3_region: Annotated[str, Field(description="its region")] = "us-east-1"
     s3_endpoint: Annotated[str | None, Field(description="URL of an S3 store that is not AWS's")] = None
+    s3_upload_prefix: Annotated[str, Field(description="what stands before the machine in keys")] = "flight_logs/"
+    s3_key_template: Annotated[str | None, Field(description="how keys of logs are made")] = None
+    s3_documented_magic: Annotated[bool, Field(description="take logs that begin with ULogData, too")] = False
 
     @field_validator(
         "petals_file", "petals_root", "localdb_file", "organization_file", "mqtt_ca", "mqtt_cert", "mqtt_key"
@@ -186,13 +189,16 @@ class Settings(VehicleSettings, MqttSettings, BaseSettings):
         return (init_settings,)
 
 
+_OWN_TABLES: Final = (VehicleSettings, MqttSettings, CloudSettings)
 NAMES: Final = tuple(
     sorted(
         Settings.model_fields,
-        key=lambda name: (name in VehicleSettings.model_fields) + 2 * (name in MqttSettings.model_fields),
+        key=lambda name: next(
+            (place for place, part in enumerate(_OWN_TABLES, 1) if name in part.model_fields), 0
+        ),
     )
 )
-"""The vehicle's and the MQTT link's settings come last: they have tables of their own in the file."""
+"""The settings of the vehicle, the MQTT link and the cloud come last: they have tables of their own in the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +337,7 @@ def _suspicious(words: Mapping[str, str]) -> Iterator[str]:
 
 def _shown(name: str, value: Any) -> Any:
     """A value as people and logs may see it."""
-    if name == "redis" and value is not None:
+    if name in ("redis", "mqtt_url") and value is not None:
         return without_password(str(value))
     return "***" if name in _SECRET and value is not None else value
 

@@ -25,6 +25,7 @@ _EXAMPLES: Final[dict[str, Any]] = {
     "cloud_endpoint": "https://cloud.example",
     "s3_bucket_name": "flight-logs",
     "s3_endpoint": "https://s3.example",
+    "s3_key_template": "{prefix}/{machine}/{stamp}_{name}",
     "mqtt_url": "mqtts://broker.example:8883",
     "mqtt_client_id": "Instance-drone-001",
     "mqtt_username": "drone-001",

@@ -6,6 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+STREAMS = (
+    "GLOBAL_POSITION_INT=4, EXTENDED_SYS_STATE=1, ATTITUDE=4, SYS_STATUS=1, GPS_RAW_INT=1, BATTERY_STATUS=1, "
+    "VFR_HUD=2, HOME_POSITION=0.5"
+)
+"""What flight procedures, petals and the dashboard look at; some 600 bytes a second."""
+
 
 class VehicleSettings(BaseModel):
     """Part of the daemon's settings."""
@@ -33,6 +39,13 @@ class VehicleSettings(BaseModel):
             description="records a second of a message at most: ATTITUDE=10, RAW_IMU=0; all of the others",
         ),
     ] = ""
+    mavlink_streams: Annotated[
+        str,
+        Field(
+            pattern=r"^\s*(?i:off)\s*$|^(\s*\w+\s*=\s*\d{1,3}(\.\d+)?\s*([,;]|$))*$",
+            description="messages a second that a vehicle is asked for which does not send them; off: nothing",
+        ),
+    ] = STREAMS
     mavlink_operators: Annotated[str, Field(description="apps that may test single motors, with commas")] = ""
     mavlink_max_altitude: Annotated[
         float, Field(gt=0, le=10_000, description="highest takeoff altitude that is accepted (m)")

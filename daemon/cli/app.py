@@ -23,6 +23,7 @@ from petalbus.daemon.cli import (
     send,
     sim,
     status,
+    sync,
     tail,
     top,
     up,
@@ -59,6 +60,7 @@ app.add_typer(mav.app, name="mav")
 app.add_typer(mqtt.app, name="mqtt")
 app.add_typer(petal.app, name="petal")
 app.add_typer(petals.app, name="petals")
+app.add_typer(sync.app, name="sync")
 app.add_typer(uploads.app, name="uploads")
 
 

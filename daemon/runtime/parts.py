@@ -75,6 +75,7 @@ def mavlink_part(connect: Connect, settings: Settings, endpoint: str) -> RunPart
                     transfers=DataPaths.of(settings.data).root / "transfers",
                     signing=_signer(settings),
                     rates=read_rates(settings.mavlink_rates),
+                    streams=import_module("petalbus.handlers.mavlink.streams").read_streams(settings.mavlink_streams),
                     operators=frozenset(settings.mavlink_operators.replace(",", " ").split()),
                 ),
             ) as handler,

@@ -1,11 +1,17 @@
-"""Temporary credentials from the session token service: fetched when they are needed, once for parallel calls."""
+"""Temporary credentials from the session token service: fetched when they are needed, once for parallel calls.
+
+They are kept in memory only. A file would help in one case alone, that the store can be reached and the service cannot,
+for the quarter of an hour that they are valid; an upload waits for that anyway, and a file can be stolen.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from petalbus.handlers.bucket.errors import Away, Denied
+from petalbus.handlers.bucket.errors import Away, Denied, NoTokens
 
 if TYPE_CHECKING:
     from aiobotocore.credentials import AioDeferredRefreshableCredentials
@@ -18,19 +24,20 @@ MANDATORY_SECONDS: Final = 30
 """So long before their end they are fetched anew; the library's own values would fetch short ones for every request."""
 
 _EXPIRY: Final = ("expiration", "expiresAt", "expires_at", "Expiration")
+_BUSY: Final = (408, 425, 429)
 
 
 async def fetch(url: str, *, timeout: float) -> dict[str, str]:
     """Ask the service once: POST, both shapes of its answer. Raises Away or Denied; never shows what it got."""
-    import httpx  # noqa: PLC0415  # only who stores logs needs it
-
+    httpx: Any = await asyncio.to_thread(_httpx)
     try:
         async with httpx.AsyncClient(timeout=timeout) as client:
             answer = await client.post(url)
     except httpx.HTTPError as error:
         raise Away(f"the session token service at {url} cannot be reached: {type(error).__name__}") from error
     if answer.status_code >= 400:
-        raise Denied(f"Authentication failed: the session token service answered {answer.status_code}")
+        kind = NoTokens if answer.status_code >= 500 or answer.status_code in _BUSY else Denied
+        raise kind(f"Authentication failed: the session token service answered {answer.status_code}")
     try:
         told = answer.json()
         inner = told.get("credentials") or told.get("Credentials") or told
@@ -41,22 +48,50 @@ async def fetch(url: str, *, timeout: float) -> dict[str, str]:
             "token": _member(inner, "sessionToken"),
             "expiry_time": _text(expiry),
         }
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError):
         wanted = "accessKeyId, secretAccessKey and sessionToken"
-        raise Denied(f"Authentication failed: the session token service's answer lacks {wanted}") from error
+        # without the cause: it may hold a piece of the answer
+        raise Denied(f"Authentication failed: the session token service's answer lacks {wanted}") from None
 
 
-def credentials(url: str, *, timeout: float) -> AioDeferredRefreshableCredentials:
-    """Credentials that fetch themselves."""
-    from aiobotocore.credentials import AioDeferredRefreshableCredentials  # noqa: PLC0415  # takes long to import
+class Credentials:
+    """Of one store. ``made`` is what the client library signs with. Import it in a thread: the library is large."""
 
-    async def refresh() -> dict[str, str]:
-        return await fetch(url, timeout=timeout)
+    def __init__(self, url: str, *, timeout: float) -> None:
+        from aiobotocore.credentials import AioDeferredRefreshableCredentials  # noqa: PLC0415  # takes long to import
 
-    made: Any = AioDeferredRefreshableCredentials(refresh_using=refresh, method="petalbus-session-token")
-    made._advisory_refresh_timeout = ADVISORY_SECONDS  # the library has no argument for it
-    made._mandatory_refresh_timeout = MANDATORY_SECONDS  # the same
-    return made
+        async def refresh() -> dict[str, str]:
+            told = await fetch(url, timeout=timeout)
+            self._since = time.monotonic()
+            return told
+
+        made: Any = AioDeferredRefreshableCredentials(refresh_using=refresh, method="petalbus-session-token")
+        made._advisory_refresh_timeout = ADVISORY_SECONDS  # the library has no argument for it
+        made._mandatory_refresh_timeout = MANDATORY_SECONDS  # the same
+        self.made: AioDeferredRefreshableCredentials = made
+        self._any: Any = made
+        self._since = time.monotonic()
+
+    @property
+    def age(self) -> float:
+        """Seconds since they were fetched."""
+        return time.monotonic() - self._since
+
+    async def current(self) -> object:
+        """Those that a request signs with now; give it to ``renew`` when they are refused. Raises Away, Denied."""
+        return await self._any.get_frozen_credentials()
+
+    async def renew(self, seen: object) -> None:
+        """Fetch new ones, unless somebody has done so since ``seen``. Raises Away, Denied."""
+        async with self._any._refresh_lock:
+            if self._any._frozen_credentials is seen:
+                await self._any._protected_refresh(is_mandatory=True)
+
+
+def _httpx() -> Any:
+    import httpx  # noqa: PLC0415  # only who stores logs needs it
+
+    return httpx
 
 
 def _member(told: dict[str, Any], name: str) -> str:

@@ -3,7 +3,10 @@
 BucketError
 ├── FileRefused     400  the file is no flight log
 ├── Denied          403  the key belongs to another machine, or the store refuses us
+│   └── NoTokens    403  the service that gives credentials is there, and has none just now
 ├── NotThere        404  no such object
+├── WrongBytes      502  what the store holds is not what was sent
+├── Unsupported     501  the store has no such function
 └── Away            503  the store, or the service that gives credentials, cannot be reached
 """
 
@@ -11,10 +14,11 @@ from __future__ import annotations
 
 
 class BucketError(Exception):
-    """Base of them."""
+    """Base of them. ``passes``: waiting may help."""
 
     code = "bucket_error"
     status = 500
+    passes = False
 
 
 class FileRefused(BucketError):
@@ -31,6 +35,12 @@ class Denied(BucketError):
     status = 403
 
 
+class NoTokens(Denied):
+    """The session token service failed (HTTP 5xx, or it is too busy)."""
+
+    passes = True
+
+
 class NotThere(BucketError):
     """No such object."""
 
@@ -38,8 +48,23 @@ class NotThere(BucketError):
     status = 404
 
 
+class WrongBytes(BucketError):
+    """The store's checksum or size is not the file's."""
+
+    code = "wrong_bytes"
+    status = 502
+
+
+class Unsupported(BucketError):
+    """The store has no such function."""
+
+    code = "unsupported"
+    status = 501
+
+
 class Away(BucketError):
     """Not to be reached now."""
 
     code = "unavailable"
     status = 503
+    passes = True

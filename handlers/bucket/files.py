@@ -1,12 +1,14 @@
 """What a flight log must look like before it is stored: its extension, its first bytes, its size.
 
-Sources: the ULog file format (header ``55 4C 6F 67 01 12 35`` and a version byte), the ROS bag format 2.0
-(``#ROSBAG V2.0\\n``).
+Sources: the ULog file format (header of 16 bytes: ``55 4C 6F 67 01 12 35``, a version byte, the time), the ROS bag
+format 2.0 (``#ROSBAG V2.0\\n``). A log whose recording was cut short is one: only its beginning must be there.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +22,7 @@ ULOG_MAGIC: Final = bytes((0x55, 0x4C, 0x6F, 0x67, 0x01, 0x12, 0x35))
 DOCUMENTED_ULOG_MAGIC: Final = b"ULogData"
 """What one document calls the magic of a ULog. No real log begins so; accepted only where asked for."""
 
+ULOG_HEADER_BYTES: Final = 16
 BAG_MAGIC: Final = b"#ROSBAG"
 CONTENT_TYPES: Final = {".ulg": "application/x-ulog", ".bag": "application/x-rosbag"}
 ALLOWED: Final = frozenset(CONTENT_TYPES)
@@ -41,39 +44,104 @@ class FlightLog:
 
 
 def check_file(path: Path, *, accept_documented: bool = False) -> FlightLog:
-    """Look at a file. Blocks: call it in a thread. Raises FileRefused in the words that programs know."""
-    extension = path.suffix.lower()
-    if extension not in ALLOWED:
-        raise FileRefused(f"Invalid file extension. Only {', '.join(sorted(ALLOWED))} files are allowed")
+    """Look at a file. Blocks: call it in a thread. Raises FileRefused in the words that programs know.
+
+    A symbolic link is refused: what it leads to may be another file when it is read.
+    """
+    extension = check_extension(path.name)
     try:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            head = file.read(16)
+        found, head = _look(path)
     except OSError as error:
-        raise FileRefused(f"File validation failed: {path} cannot be read ({error.strerror or error})") from error
+        why = "a symbolic link" if error.errno == errno.ELOOP and path.is_symlink() else None
+        text = f"is {why}; give the file itself" if why else f"cannot be read ({error.strerror or error})"
+        raise FileRefused(f"File validation failed: {path} {text}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise FileRefused(f"File validation failed: {path} is not a regular file")
+    check_size(found.st_size)
     check_head(extension, head, accept_documented=accept_documented)
-    if found.st_size >= MAX_BYTES:
-        text = f"File is too large ({found.st_size} bytes; the limit is {MAX_BYTES})"
-        raise FileRefused(f"File validation failed: {text}")
     return FlightLog(path, extension, found.st_size, (found.st_size, found.st_mtime_ns))
 
 
+def _look(path: Path) -> tuple[os.stat_result, bytes]:
+    # without waiting: opening a pipe would last until somebody writes into it
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(number)
+        return found, os.pread(number, ULOG_HEADER_BYTES, 0) if stat.S_ISREG(found.st_mode) else b""
+    finally:
+        os.close(number)
+
+
+def check_extension(name: str) -> str:
+    """The extension of a file's name, in small letters. Raises FileRefused."""
+    extension = Path(name).suffix.lower()
+    if extension not in ALLOWED:
+        raise FileRefused(f"Invalid file extension. Only {', '.join(sorted(ALLOWED))} files are allowed")
+    return extension
+
+
+def check_size(size: int) -> None:
+    """More than 0 bytes and less than 2 GiB. Raises FileRefused."""
+    if size <= 0:
+        raise FileRefused("File validation failed: File is empty")
+    if size >= MAX_BYTES:
+        text = f"File is too large ({size} bytes; the limit is {MAX_BYTES})"
+        raise FileRefused(f"File validation failed: {text}")
+
+
 def check_head(extension: str, head: bytes, *, accept_documented: bool = False) -> None:
-    """Compare the first bytes of a file with what its extension says. Raises FileRefused."""
+    """Compare the first bytes of a file (16, or all) with what its extension says. Raises FileRefused."""
     if not head:
         raise FileRefused("File validation failed: File is empty")
     if extension == ".ulg":
         documented = accept_documented and head.startswith(DOCUMENTED_ULOG_MAGIC)
-        if not documented and not (head.startswith(ULOG_MAGIC) and len(head) > len(ULOG_MAGIC)):
+        if not documented and not (head.startswith(ULOG_MAGIC) and len(head) >= ULOG_HEADER_BYTES):
             raise FileRefused("File validation failed: Invalid ULog header (magic/version mismatch)")
     elif not head.startswith(BAG_MAGIC):
         raise FileRefused("File validation failed: Invalid ROS bag header")
 
 
+class ArrivingLog:
+    """The same checks for a log that comes in pieces: nothing is passed on before its first bytes are seen.
+
+    ``size``: bytes, where the sender says it. Raises FileRefused, here and in both methods, as soon as it is decided.
+    """
+
+    def __init__(self, name: str, *, size: int | None = None, accept_documented: bool = False) -> None:
+        self.size = 0
+        self._extension = check_extension(name)
+        self._documented = accept_documented
+        self._head: bytes | None = b""
+        if size is not None:
+            check_size(size)
+
+    def take(self, piece: bytes) -> bytes:
+        """What may be stored now."""
+        self.size += len(piece)
+        if self.size >= MAX_BYTES:
+            check_size(self.size)
+        if self._head is None:
+            return piece
+        self._head += piece
+        if len(self._head) < ULOG_HEADER_BYTES:
+            return b""
+        return self._seen()
+
+    def end(self) -> bytes:
+        """What is left when all has come."""
+        check_size(self.size)
+        return self._seen() if self._head is not None else b""
+
+    def _seen(self) -> bytes:
+        head, self._head = self._head or b"", None
+        check_head(self._extension, head[:ULOG_HEADER_BYTES], accept_documented=self._documented)
+        return head
+
+
 def unchanged(log: FlightLog) -> bool:
     """Whether the file is still the one that was looked at. Blocks."""
     try:
-        found = log.path.stat()
+        found = log.path.lstat()
     except OSError:
         return False
-    return (found.st_size, found.st_mtime_ns) == log.stamp
+    return stat.S_ISREG(found.st_mode) and (found.st_size, found.st_mtime_ns) == log.stamp

@@ -1,33 +1,64 @@
-"""One bucket of an S3-compatible store: put, get, head, list, copy, delete, each with its error in our words."""
+"""One bucket of an S3-compatible store: every call that it needs, each with its error in our words."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from petalbus.handlers.bucket.credentials import credentials
-from petalbus.handlers.bucket.errors import Away, BucketError, Denied, FileRefused, NotThere
-from petalbus.handlers.bucket.files import FlightLog, unchanged
+from petalbus.handlers.bucket.body import Body, moving
+from petalbus.handlers.bucket.errors import Away, BucketError, Denied, NotThere, Unsupported, WrongBytes
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from petalbus.handlers.bucket.credentials import Credentials
+
 PART_BYTES: Final = 8 * 1024 * 1024
-PARTS_AT_ONCE: Final = 2
 CHUNK_BYTES: Final = 256 * 1024
 MAX_LISTED: Final = 10_000
+CONNECT_SECONDS: Final = 10.0
 
-_EXPIRED: Final = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "InvalidToken")
-_MISSING: Final = ("404", "NoSuchKey", "NotFound")
+_EXPIRED: Final = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "InvalidToken", "TokenRefreshRequired")
+_MISSING: Final = ("404", "NoSuchKey", "NotFound", "NoSuchUpload")
 _REFUSED: Final = ("403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", *_EXPIRED)
+_PASSING: Final = ("SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "Throttling", "TooManyRequests", "429")
+_WRONG: Final = ("BadDigest", "InvalidPart", "InvalidDigest", "IncompleteBody", "XAmzContentSHA256Mismatch")
+_UNSUPPORTED: Final = ("NotImplemented", "MethodNotAllowed")
+_BARE: Final = ("400", "403")
+"""What a HEAD says of credentials that have run out: its answer has no room for more."""
+
+DOUBTED_AFTER: Final = 10.0
+"""Credentials younger than so many seconds have not run out: then such an answer means what it says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part that the store has. ``etag`` without quotes."""
+
+    number: int
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A multipart upload that has begun and not ended. ``since``: the store's time."""
+
+    key: str
+    upload: str
+    since: datetime
 
 
 class Store:
-    """Use it as ``async with Store(...)``; nothing is sent before the first call."""
+    """Use it as ``async with Store(...)``; nothing is sent, and nothing large is imported, before the first call."""
 
     def __init__(
         self,
@@ -37,13 +68,16 @@ class Store:
         region: str = "us-east-1",
         endpoint: str | None = None,
         timeout: float = 30.0,
+        attempts: int = 3,
     ) -> None:
-        """``endpoint``: the store's URL; None for AWS. ``timeout``: seconds for one request."""
+        """``endpoint``: the store's URL; None for AWS. ``timeout``: seconds for an answer. ``attempts``: of a call."""
         self.bucket = bucket
         self.region = region
         self.endpoint = endpoint
+        self._token_url = token_url
         self._timeout = timeout
-        self._credentials = credentials(token_url, timeout=timeout)
+        self._attempts = attempts
+        self._credentials: Credentials | None = None
         self._stack = AsyncExitStack()
         self._client: Any = None
         self._turn = asyncio.Lock()
@@ -63,16 +97,10 @@ class Store:
             return f"{self.endpoint.rstrip('/')}/{self.bucket}/{key}"
         return f"https://{self.bucket}.s3.{self.region}.amazonaws.com/{key}"
 
-    async def put(self, log: FlightLog, key: str, metadata: dict[str, str]) -> int:
-        """Store a file, whole or not at all; its size in the store. Raises BucketError."""
-        options = {"Key": key, "ContentType": log.content_type, "Metadata": metadata, "ServerSideEncryption": "AES256"}
-        if log.size <= PART_BYTES:
-            body = await asyncio.to_thread(log.path.read_bytes)
-            await _require_unchanged(log)
-            await self._call("put_object", Body=body, **options)
-        else:
-            await self._put_parts(log, options)
-        return int((await self.head(key))["ContentLength"])
+    async def put(self, key: str, body: Body, options: Mapping[str, Any], *, md5: str) -> str:
+        """Store an object in one request; its ETag. ``md5``: of the body, in base64. Raises BucketError."""
+        call = self._call("put_object", Key=key, Body=body, ContentMD5=md5, **options)
+        return _etag(await moving(call, body))
 
     async def get(self, key: str, path: Path) -> int:
         """Load an object into a file, which appears only when it is complete; its size. Raises BucketError."""
@@ -92,6 +120,10 @@ class Store:
             await asyncio.to_thread(part.unlink, missing_ok=True)
             raise
         return size
+
+    async def read(self, key: str, first: int, last: int) -> dict[str, Any]:
+        """Begin to load the bytes ``first`` to ``last`` of an object: ``Body`` is to be closed. Raises BucketError."""
+        return await self._call("get_object", Key=key, Range=f"bytes={first}-{last}")
 
     async def head(self, key: str) -> dict[str, Any]:
         """What the store knows of an object. Raises NotThere, BucketError."""
@@ -119,69 +151,102 @@ class Store:
             more = {"ContinuationToken": answer["NextContinuationToken"]}
         return found[:most]
 
-    async def _put_parts(self, log: FlightLog, options: dict[str, Any]) -> None:
-        key = options["Key"]
-        upload = (await self._call("create_multipart_upload", **options))["UploadId"]
-        at_once = asyncio.Semaphore(PARTS_AT_ONCE)
-        numbers = range(1, -(-log.size // PART_BYTES) + 1)
-        try:
-            with await asyncio.to_thread(log.path.open, "rb") as file:
+    async def begin(self, key: str, options: Mapping[str, Any]) -> str:
+        """Begin an object in parts; the upload's id. Raises BucketError."""
+        return str((await self._call("create_multipart_upload", Key=key, **options))["UploadId"])
 
-                async def send(number: int) -> dict[str, Any]:
-                    async with at_once:
-                        start = (number - 1) * PART_BYTES
-                        body = await asyncio.to_thread(os.pread, file.fileno(), PART_BYTES, start)
-                        told = await self._call("upload_part", Key=key, UploadId=upload, PartNumber=number, Body=body)
-                        return {"PartNumber": number, "ETag": told["ETag"]}
+    async def put_part(self, key: str, upload: str, number: int, body: Body, *, md5: str) -> str:
+        """Store a part; its ETag. Raises NotThere when the store does not know the upload (any more), BucketError."""
+        call = self._call("upload_part", Key=key, UploadId=upload, PartNumber=number, Body=body, ContentMD5=md5)
+        return _etag(await moving(call, body))
 
-                async with asyncio.TaskGroup() as tasks:
-                    parts = [tasks.create_task(send(number), name=f"upload-part-{number}") for number in numbers]
-            await _require_unchanged(log)
-            done = {"Parts": [part.result() for part in parts]}
-            await self._call("complete_multipart_upload", Key=key, UploadId=upload, MultipartUpload=done)
-        except BaseException as error:
-            await asyncio.shield(self._give_up(key, upload))
-            if isinstance(error, BaseExceptionGroup):
-                raise next((one for one in error.exceptions if isinstance(one, BucketError)), error) from None
-            raise
+    async def parts(self, key: str, upload: str) -> tuple[Part, ...]:
+        """The parts that the store has. Raises NotThere, BucketError."""
+        found: list[Part] = []
+        after = 0
+        while True:
+            answer = await self._call("list_parts", Key=key, UploadId=upload, PartNumberMarker=after)
+            found += (Part(int(one["PartNumber"]), int(one["Size"]), _etag(one)) for one in answer.get("Parts", []))
+            following = int(answer.get("NextPartNumberMarker") or 0)
+            if not answer.get("IsTruncated") or following <= after:
+                return tuple(found)
+            after = following
 
-    async def _give_up(self, key: str, upload: str) -> None:
+    async def complete(self, key: str, upload: str, etags: Mapping[int, str]) -> None:
+        """Make an object of its parts. Raises NotThere, WrongBytes, BucketError."""
+        parts = [{"PartNumber": number, "ETag": f'"{etags[number]}"'} for number in sorted(etags)]
+        await self._call("complete_multipart_upload", Key=key, UploadId=upload, MultipartUpload={"Parts": parts})
+
+    async def abort(self, key: str, upload: str) -> None:
+        """Give a multipart upload up; one that is not there is no error. Raises BucketError."""
         try:
             await self._call("abort_multipart_upload", Key=key, UploadId=upload)
-        except BucketError:
-            return  # the store forgets it by its own rules
+        except NotThere:
+            return
+
+    async def begun(self, prefix: str) -> tuple[Begun, ...]:
+        """Multipart uploads that have not ended, below a prefix: a thousand at most. Raises BucketError."""
+        try:
+            answer = await self._call("list_multipart_uploads", Prefix=prefix)
+        except NotThere:
+            return ()  # one store's way to say so
+        return tuple(Begun(one["Key"], one["UploadId"], one["Initiated"]) for one in answer.get("Uploads", []))
 
     async def _call(self, name: str, **arguments: Any) -> dict[str, Any]:
         """One request. Credentials that have run out are fetched anew once, and it is sent again: it did nothing."""
         client = await self._connected()
+        assert self._credentials is not None
         call: Callable[..., Awaitable[dict[str, Any]]] = getattr(client, name)
         arguments["Bucket"] = self.bucket
+        key = arguments.get("Key", "")
+        async with _translated(key, last=True):
+            seen = await self._credentials.current()
         try:
-            async with _translated(arguments.get("Key", "")):
+            async with _translated(key, bare=name == "head_object" and self._credentials.age >= DOUBTED_AFTER):
                 return await call(**arguments)
         except _Expired:
-            self._credentials._expiry_time = None  # the library has no call for "fetch anew"
-            async with _translated(arguments.get("Key", ""), last=True):
+            async with _translated(key, last=True):
+                await self._credentials.renew(seen)
+            if (body := arguments.get("Body")) is not None:
+                body.seek(0)
+            async with _translated(key, last=True):
                 return await call(**arguments)
 
     async def _connected(self) -> Any:
         async with self._turn:
             if self._client is None:
-                from aiobotocore.config import AioConfig  # noqa: PLC0415  # takes long to import
-                from aiobotocore.session import get_session  # noqa: PLC0415  # the same
-
-                session: Any = await asyncio.to_thread(get_session)
-                session._credentials = self._credentials  # the library's own recipe
-                config = AioConfig(
-                    connect_timeout=self._timeout,
+                session = await asyncio.to_thread(self._prepared)
+                config = import_module("aiobotocore.config").AioConfig(
+                    connect_timeout=min(self._timeout, CONNECT_SECONDS),
                     read_timeout=self._timeout,
-                    retries={"max_attempts": 3, "mode": "standard"},
-                    s3={"addressing_style": "path" if self.endpoint else "auto"},
-                    **({} if self.endpoint is None else _PLAIN_BODIES),
+                    retries={"total_max_attempts": self._attempts, "mode": "standard"},
+                    # each body has its MD5 in the request: signing it would read it once more, on the event loop
+                    s3={"addressing_style": "path" if self.endpoint else "auto", "payload_signing_enabled": False},
+                    # and stores that are not AWS's own refuse trailers with checksums, or store them as data
+                    request_checksum_calculation="when_required",
+                    response_checksum_validation="when_required",
                 )
                 made = session.create_client("s3", region_name=self.region, endpoint_url=self.endpoint, config=config)
                 self._client = await self._stack.enter_async_context(made)
             return self._client
+
+    def _prepared(self) -> Any:
+        """A session with credentials, and the library's description of S3 read. Blocks for about a second."""
+        session: Any = import_module("aiobotocore.session").get_session()
+        made = import_module("petalbus.handlers.bucket.credentials").Credentials(self._token_url, timeout=self._timeout)
+        session._credentials = made.made  # the library's own recipe
+        session.register_component("data_loader", _descriptions())
+        self._credentials = made
+        return session
+
+
+@cache
+def _descriptions() -> Any:
+    """The library's reader of descriptions, with that of S3 read; one for all stores of a process."""
+    loader: Any = import_module("botocore.loaders").create_loader()
+    loader.load_service_model("s3", "service-2")
+    loader.load_service_model("s3", "endpoint-rule-set-1")
+    return loader
 
 
 def _require(complete: bool, what: str) -> None:  # noqa: FBT001  # a condition
@@ -189,16 +254,8 @@ def _require(complete: bool, what: str) -> None:  # noqa: FBT001  # a condition
         raise BucketError(f"Download failed: {what}")
 
 
-async def _require_unchanged(log: FlightLog) -> None:
-    if not await asyncio.to_thread(unchanged, log):
-        raise FileRefused(f"File validation failed: {log.path} changed while it was read")
-
-
-_PLAIN_BODIES: Final = {
-    # stores that are not AWS's own refuse the trailers with checksums, or store them as if they were data
-    "request_checksum_calculation": "when_required",
-    "response_checksum_validation": "when_required",
-}
+def _etag(answer: Mapping[str, Any]) -> str:
+    return str(answer.get("ETag", "")).strip('"').lower()
 
 
 class _Expired(Denied):
@@ -206,19 +263,35 @@ class _Expired(Denied):
 
 
 @asynccontextmanager
-async def _translated(key: str, *, last: bool = False) -> AsyncIterator[None]:
+async def _translated(key: str, *, last: bool = False, bare: bool = False) -> AsyncIterator[None]:
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415  # loaded with the client by now
 
     try:
         yield
     except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        if code in _MISSING:
-            raise NotThere(f"File not found: {key}") from error
-        if code in _EXPIRED and not last:
-            raise _Expired("Authentication failed: the credentials have run out") from error
-        if code in _REFUSED:
-            raise Denied(f"Access denied by the store ({code}): {key}") from error
-        raise BucketError(f"the store answered {code}: {error.response.get('Error', {}).get('Message', '')}") from error
+        raise _in_our_words(error.response, key, last=last, bare=bare) from error
     except (BotoCoreError, OSError, TimeoutError) as error:
         raise Away(f"the store cannot be reached: {type(error).__name__}") from error
+    except RuntimeError as error:
+        if "still expired" not in str(error):  # the library has no class of its own for it
+            raise
+        raise Away("the session token service gives out expired credentials: is this machine's clock right?") from error
+
+
+def _in_our_words(answer: Mapping[str, Any], key: str, *, last: bool, bare: bool) -> BucketError:
+    told = answer.get("Error", {})
+    code = str(told.get("Code", ""))
+    status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if code in _MISSING:
+        return NotThere(f"File not found: {key}")
+    if not last and (code in _EXPIRED or (bare and code in _BARE)):
+        return _Expired("Authentication failed: the credentials have run out")
+    if code in _UNSUPPORTED or status == 501:
+        return Unsupported(f"the store answered {code}: {told.get('Message', '')}")
+    if code in _PASSING or status >= 500:
+        return Away(f"the store cannot be used now: it answered {code or status}")
+    if code in _WRONG:
+        return WrongBytes(f"the store answered {code}: {told.get('Message', '')}")
+    if code in _REFUSED or status in (401, 403):
+        return Denied(f"Access denied by the store ({code}): {key}")
+    return BucketError(f"the store answered {code}: {told.get('Message', '')}")

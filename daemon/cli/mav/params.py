@@ -43,7 +43,7 @@ def get(
     json: Json = False,
 ) -> None:
     """Read parameters."""
-    found, refused = _read(data, system, names or [], timeout)
+    found, refused, _ = _read(data, system, names or [], timeout)
     _show(found, json=json)
     _complain(refused, "read")
 
@@ -65,9 +65,9 @@ def set_(
 @app.command("save")
 def save(file: File, timeout: Timeout = 60.0, system: System = None, data: Data = None) -> None:
     """Write all parameters of the vehicle into a file."""
-    found, refused = _read(data, system, [], timeout)
+    found, refused, whose = _read(data, system, [], timeout)
     lines = ["# parameters: system, component, name, value, type (MAV_PARAM_TYPE)"]
-    lines += [f"{system or 1}\t1\t{one.name}\t{_text(one.value)}\t{one.kind}" for one in found.values()]
+    lines += [f"{whose}\t1\t{one.name}\t{_text(one.value)}\t{one.kind}" for one in found.values()]
     try:
         file.write_text("\n".join(lines) + "\n", encoding="ascii")
     except OSError as error:
@@ -130,7 +130,10 @@ def read_file(file: Path) -> list[Param]:
     return found
 
 
-def _read(data: Data, system: System, names: list[str], timeout: float) -> tuple[dict[str, Param], Mapping[str, Any]]:
+def _read(
+    data: Data, system: System, names: list[str], timeout: float
+) -> tuple[dict[str, Param], Mapping[str, Any], int]:
+    """What was read, what was refused, and the system id of the vehicle that answered."""
     with Bar("parameters") as show:
         if names:
             payload: dict[str, Any] = {"names": names, "timeout": timeout, **_BULK}
@@ -138,7 +141,7 @@ def _read(data: Data, system: System, names: list[str], timeout: float) -> tuple
         else:
             payload, kind = {"timeout": timeout}, "mavlink.param.list"
         answer = run(ask(data, kind, payload, system=system, timeout=timeout, on_progress=show))
-    return _decoded(answer), answer["refused"]
+    return _decoded(answer), answer["refused"], answer["system"]
 
 
 def _write(
@@ -152,7 +155,7 @@ def _write(
 
 
 def _differing(data: Data, system: System, wanted: list[Param], timeout: float) -> list[tuple[Param, Param | None]]:
-    there, _ = _read(data, system, [], timeout)
+    there, _, _ = _read(data, system, [], timeout)
     return [(one, now) for one in wanted if (now := there.get(one.name)) is None or not _same(one.value, now.value)]
 
 

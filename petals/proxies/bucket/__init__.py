@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from petalbus.handlers.bucket.names import TEMPLATE
 from petalbus.petals.proxies.bucket.proxy import S3BucketProxy
 
 if TYPE_CHECKING:
@@ -18,7 +19,13 @@ def make(context: ProxyContext) -> S3BucketProxy:
     return S3BucketProxy(
         getattr(settings, "session_token_url", None) or "",
         getattr(settings, "s3_bucket_name", None) or "",
+        getattr(settings, "s3_upload_prefix", None) or "flight_logs/",
         region=getattr(settings, "s3_region", None) or "us-east-1",
         endpoint=getattr(settings, "s3_endpoint", None),
+        key_template=getattr(settings, "s3_key_template", None) or TEMPLATE,
+        documented_magic=bool(getattr(settings, "s3_documented_magic", False)),
         organization=context.organization,
+        url=context.url,
+        bus=context.bus,
+        app_id=f"{context.app}.bucket",
     )

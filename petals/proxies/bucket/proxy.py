@@ -1,27 +1,33 @@
-"""The bucket proxy: flight logs are stored, found, moved and deleted, each machine only its own."""
+"""The bucket proxy: flight logs are stored, found, moved and deleted, each machine only its own.
+
+On a bus an upload is a record for the daemon's bucket handler (``uploads``); what reads and deletes is asked of the
+store from here.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
-from petalbus.handlers.bucket.errors import BucketError, Denied, NotThere
+from petalbus.daemon.bus.errors import BusError
+from petalbus.handlers.bucket.errors import BucketError, Denied
 from petalbus.handlers.bucket.files import ALLOWED, check_file
-from petalbus.handlers.bucket.names import TEMPLATE, checked_key, checked_prefix, make_key, names_machine
+from petalbus.handlers.bucket.names import TEMPLATE, checked_key, checked_prefix, checked_template, make_key
+from petalbus.handlers.bucket.owner import Owner
+from petalbus.handlers.bucket.reading import Reading
 from petalbus.handlers.bucket.store import Store
+from petalbus.handlers.bucket.transfer import options_of, put
 from petalbus.petals.proxies.base import BaseProxy
-from petalbus.petals.proxies.errors import error_result
+from petalbus.petals.proxies.bucket import running
+from petalbus.petals.proxies.bucket.uploads import OnProgress, Uploads
+from petalbus.petals.proxies.errors import ProxyNotReady, error_result
+from petalbus.schemas.vocabulary import Priority
 
 log = logging.getLogger("S3BucketProxy")
 
-OWNER: Final = "machine-id"
-"""Metadata of an object: the machine that stored it."""
-
-HEADS_AT_ONCE: Final = 8
 Result = dict[str, Any]
 
 
@@ -29,13 +35,14 @@ class S3BucketProxy(BaseProxy):
     """Every call answers a dict: with ``success``, or ``{"error": text, "status": number}``.
 
     ``key_template``: how a key is made where none is given. ``documented_magic``: also accept logs that begin with
-    ``ULogData``. Nothing is sent before the first call.
+    ``ULogData``. ``url``, ``bus``: the bus whose daemon uploads; without one this process does. Nothing is sent before
+    the first call.
     """
 
     kind: ClassVar[str] = "bucket"
     ALLOWED_EXTENSIONS: ClassVar[frozenset[str]] = ALLOWED
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # petals' own signature, and where the bus is
         self,
         session_token_url: str,
         bucket_name: str,
@@ -49,6 +56,9 @@ class S3BucketProxy(BaseProxy):
         documented_magic: bool = False,
         machine_id: str | None = None,
         organization: Any = None,
+        url: str | None = None,
+        bus: str = "petalbus",
+        app_id: str = "petal-app-manager.bucket",
     ) -> None:
         super().__init__()
         self.session_token_url = session_token_url
@@ -57,11 +67,12 @@ class S3BucketProxy(BaseProxy):
         self.region = region
         self._endpoint = endpoint
         self._timeout = request_timeout
-        self._template = key_template
-        self._documented = documented_magic
+        self._template = checked_template(key_template)
+        self.documented_magic = documented_magic
         self._machine = machine_id
         self._organization = organization
         self._store: Store | None = None
+        self._uploads = Uploads(url, bus=bus, app=app_id) if url is not None else None
         if debug:
             log.setLevel(logging.DEBUG)
 
@@ -83,11 +94,15 @@ class S3BucketProxy(BaseProxy):
             timeout=self._timeout,
         )
         self._set_ready(True)
+        running.began(self)
 
     async def stop(self) -> None:
         """Close the connections."""
         self._set_ready(False, "stopped")
+        running.ended(self)
         store, self._store = self._store, None
+        if self._uploads is not None:
+            await self._uploads.close()
         if store is not None:
             await store.__aexit__(None, None, None)
 
@@ -103,47 +118,103 @@ class S3BucketProxy(BaseProxy):
         machine_id: str | None = None,
         custom_filename: str | None = None,
         custom_s3_key: str | None = None,
+        *,
+        upload_id: str | None = None,
+        priority: Priority | int = Priority.NORMAL,
+        patience: float | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Result:
         """Check a flight log and store it: ``success``, ``s3_key``, ``url``, ``file_url``, ``size``.
 
         ``custom_s3_key`` is taken as it is; else the key is made of ``custom_filename`` or the file's name.
-        ``machine_id`` may be given and must be ours.
+        ``machine_id`` may be given and must be ours. ``on_progress``: a plain function, called with ``bytes``,
+        ``total``, ``rate`` (bytes a second) and ``state``. When the store is away (or the upload paused) for
+        ``patience`` seconds, the request timeout when not given, the answer is an error with status 503 and
+        ``upload_id``; the daemon goes on by itself, and the same call waits for it again.
         """
 
         async def upload(store: Store, machine: str) -> Result:
-            path = Path(file_path)
-            if machine_id is not None and machine_id != machine:
-                raise Denied(f"Access denied: this machine is {machine}, not {machine_id}")
-            found = await asyncio.to_thread(check_file, path, accept_documented=self._documented)
-            name = custom_filename or path.name
-            if custom_s3_key is not None:
-                key = checked_key(custom_s3_key)
-            else:
-                key = make_key(self._template, machine=machine, name=name, prefix=self.upload_prefix)
-            await self._require_free_or_ours(store, key, machine)
-            metadata = {
-                "original-filename": path.name.encode("ascii", "replace").decode(),
-                "upload-timestamp": datetime.now(UTC).isoformat(),
-                OWNER: machine,
-            }
-            size = await store.put(found, key, metadata)
-            if size != found.size:
-                raise BucketError(f"Upload failed: {size} of {found.size} bytes are stored")
-            where = {"s3_key": key, "url": store.url(key), "file_url": store.url(key), "size": size}
-            return {"success": True, "message": "File uploaded successfully", **where}
+            order = await self._order(machine, file_path, machine_id, custom_filename, custom_s3_key)
+            if self._uploads is not None and await self._uploads.served():
+                return await self._uploads.upload(
+                    order,
+                    id=upload_id,
+                    priority=priority,
+                    patience=self._timeout if patience is None else patience,
+                    on_progress=on_progress,
+                )
+            return await self._upload_here(store, machine, order)
 
         return await self._answer("upload", upload)
+
+    async def upload_later(
+        self,
+        file_path: Path | str,
+        custom_filename: str | None = None,
+        custom_s3_key: str | None = None,
+        *,
+        upload_id: str | None = None,
+        priority: Priority | int = Priority.NORMAL,
+        deadline: float | None = None,
+    ) -> str:
+        """Hand a flight log over to the daemon, which stores it when it can; the upload's id, when that is durable.
+
+        ``deadline``: seconds after which it is given up; after a restart of the machine it counts as passed. Raises
+        BucketError when it is no flight log, ProxyNotReady without a bus, BusError.
+        """
+        self._require_ready()
+        machine = self._get_machine_id() or ""
+        if self._uploads is None:
+            raise ProxyNotReady("upload_later needs a bus: this proxy was made without one")
+        order = await self._order(machine, file_path, None, custom_filename, custom_s3_key)
+        return await self._uploads.send(order, id=upload_id, priority=priority, deadline=deadline)
+
+    async def _order(
+        self,
+        machine: str,
+        file_path: Path | str,
+        machine_id: str | None,
+        custom_filename: str | None,
+        custom_s3_key: str | None,
+    ) -> dict[str, Any]:
+        """What the record says. Raises BucketError: what can be seen now is told now."""
+        path = Path.cwd() / file_path  # looks at no file
+        if machine_id is not None and machine_id != machine:
+            raise Denied(f"Access denied: this machine is {machine}, not {machine_id}")
+        await asyncio.to_thread(check_file, path, accept_documented=self.documented_magic)
+        told: dict[str, Any] = {"path": str(path), "template": self._template, "prefix": self.upload_prefix}
+        if custom_s3_key is not None:
+            told["s3_key"] = checked_key(custom_s3_key)
+        if custom_filename:
+            told["filename"] = custom_filename
+        if self.documented_magic:
+            told["documented_magic"] = True
+        return told
+
+    async def _upload_here(self, store: Store, machine: str, order: dict[str, Any]) -> Result:
+        """Store it from this process, now or not at all."""
+        path = Path(order["path"])
+        name = order.get("filename") or path.name
+        key = order.get("s3_key") or make_key(self._template, machine=machine, name=name, prefix=self.upload_prefix)
+        found = await asyncio.to_thread(check_file, path, accept_documented=self.documented_magic)
+        await Owner(store, machine, self.upload_prefix).free_or_ours(key)
+        size = await put(store, found, key, options_of(found, machine))
+        where = {"s3_key": key, "url": store.url(key), "file_url": store.url(key), "size": size}
+        return {"success": True, "message": "File uploaded successfully", **where}
 
     async def list_files(
         self, prefix: str | None = None, max_keys: int = 100, *, machine_id: str | None = None
     ) -> Result:
-        """This machine's objects: ``files`` and ``objects``, each with key, size, last_modified, etag."""
+        """This machine's objects: ``files`` and ``objects``, each with key, size, last_modified, etag.
+
+        ``max_keys``: how many at most; ``truncated`` in the answer says that there are more.
+        """
 
         async def found(store: Store, machine: str) -> Result:
             if machine_id is not None and machine_id != machine:
                 raise Denied(f"Access denied: this machine is {machine}, not {machine_id}")
             start = checked_prefix(prefix if prefix is not None else f"{machine}/")
-            ours = await self._ours(store, await store.list(start, most=max_keys), machine)
+            ours, more = await self._owner(store, machine).listed(start, max_keys)
             shown = [
                 {
                     "key": one["Key"],
@@ -155,7 +226,8 @@ class S3BucketProxy(BaseProxy):
                 }
                 for one in ours
             ]
-            return {"success": True, "files": shown, "objects": shown, "total_count": len(shown), "prefix": start}
+            told = {"files": shown, "objects": shown, "total_count": len(shown), "truncated": more}
+            return {"success": True, **told, "prefix": start}
 
         return await self._answer("list", found)
 
@@ -167,7 +239,7 @@ class S3BucketProxy(BaseProxy):
         """Load an object into a file, which appears only when it is complete: ``success``, ``local_path``, ``size``."""
 
         async def download(store: Store, machine: str) -> Result:
-            await self._require_ours(store, s3_key, machine)
+            await self._owner(store, machine).ours(s3_key)
             size = await store.get(s3_key, Path(local_path))
             return {"success": True, "local_path": str(local_path), "s3_key": s3_key, "size": size}
 
@@ -177,7 +249,7 @@ class S3BucketProxy(BaseProxy):
         """Delete an object."""
 
         async def delete(store: Store, machine: str) -> Result:
-            await self._require_ours(store, s3_key, machine)
+            await self._owner(store, machine).ours(s3_key)
             await store.delete(s3_key)
             return {"success": True, "message": "File deleted successfully", "s3_key": s3_key}
 
@@ -187,8 +259,8 @@ class S3BucketProxy(BaseProxy):
         """Give an object another key: copied first, deleted then."""
 
         async def move(store: Store, machine: str) -> Result:
-            await self._require_ours(store, source_key, machine)
-            await self._require_free_or_ours(store, checked_key(dest_key), machine)
+            await self._owner(store, machine).ours(source_key)
+            await self._owner(store, machine).free_or_ours(checked_key(dest_key))
             if source_key != dest_key:
                 await store.copy(source_key, dest_key)
                 await store.delete(source_key)
@@ -200,7 +272,7 @@ class S3BucketProxy(BaseProxy):
         """What is known of an object: ``exists``, size, times, metadata."""
 
         async def head(store: Store, machine: str) -> Result:
-            told = await self._require_ours(store, s3_key, machine)
+            told = await self._owner(store, machine).ours(s3_key)
             return {
                 "success": True,
                 "exists": True,
@@ -214,6 +286,23 @@ class S3BucketProxy(BaseProxy):
 
         return await self._answer("head", head)
 
+    async def open_file(self, s3_key: str) -> Result:
+        """``head_object``, and ``body``: the bytes as they come, see ``Reading``."""
+        told, store = await self.head_object(s3_key), self._store
+        if told["success"] and store is not None:
+            told["body"] = Reading(store, s3_key, size=told["size"], etag=told["etag"])
+        return told
+
+    async def may_store(self, s3_key: str | None = None) -> Result:
+        """Whether a log may be stored, under this key: what ``upload_file`` would say before it looks at the file."""
+
+        async def ask(store: Store, machine: str) -> Result:
+            if s3_key is not None:
+                await self._owner(store, machine).free_or_ours(s3_key)
+            return {"success": True}
+
+        return await self._answer("upload", ask)
+
     async def _answer(self, what: str, call: Callable[[Store, str], Awaitable[Result]]) -> Result:
         store, machine = self._store, self._get_machine_id()
         if store is None:
@@ -225,42 +314,9 @@ class S3BucketProxy(BaseProxy):
         except BucketError as error:
             log.warning("%s failed: %s", what, error)
             return error_result(str(error), error.status, success=False)
+        except BusError as error:
+            log.warning("%s failed: %s", what, error)
+            return error_result(f"{what} failed: {error}", 503, success=False)
 
-    async def _require_ours(self, store: Store, key: str, machine: str) -> dict[str, Any]:
-        """The object's head, when the object is ours. Raises Denied, NotThere."""
-        told = None
-        if not names_machine(checked_key(key), machine, self.upload_prefix):
-            try:
-                told = await store.head(key)
-            except NotThere:
-                raise Denied(f"Access denied: {key!r} is not of this machine") from None
-            if told.get("Metadata", {}).get(OWNER) != machine:
-                raise Denied(f"Access denied: {key!r} is not of this machine")
-        return told if told is not None else await store.head(key)
-
-    async def _require_free_or_ours(self, store: Store, key: str, machine: str) -> None:
-        """Nothing of another machine is ever overwritten. Raises Denied."""
-        if names_machine(key, machine, self.upload_prefix):
-            return
-        try:
-            told = await store.head(key)
-        except NotThere:
-            return
-        if told.get("Metadata", {}).get(OWNER) != machine:
-            raise Denied(f"Access denied: {key!r} is of another machine")
-
-    async def _ours(self, store: Store, found: list[dict[str, Any]], machine: str) -> list[dict[str, Any]]:
-        at_once = asyncio.Semaphore(HEADS_AT_ONCE)
-
-        async def is_ours(key: str) -> bool:
-            if names_machine(key, machine, self.upload_prefix):
-                return True
-            async with at_once:
-                try:
-                    told = await store.head(key)
-                except NotThere:
-                    return False
-            return bool(told.get("Metadata", {}).get(OWNER) == machine)
-
-        keep = await asyncio.gather(*(is_ours(one["Key"]) for one in found))
-        return [one for one, ours in zip(found, keep, strict=True) if ours]
+    def _owner(self, store: Store, machine: str) -> Owner:
+        return Owner(store, machine, self.upload_prefix)

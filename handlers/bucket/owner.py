@@ -1,0 +1,94 @@
+"""Whose an object is: each machine sees, changes and overwrites only its own."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Final
+
+from petalbus.handlers.bucket.errors import Denied, NotThere
+from petalbus.handlers.bucket.names import checked_key, first_part, names_machine, names_other
+from petalbus.handlers.bucket.store import MAX_LISTED, Store
+
+OWNER: Final = "machine-id"
+"""Metadata of an object: the machine that stored it."""
+
+_HEADS_AT_ONCE: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """One machine's view of a store. ``prefix``: the upload prefix."""
+
+    store: Store
+    machine: str
+    prefix: str
+
+    async def ours(self, key: str) -> dict[str, Any]:
+        """The head of an object that is ours. Raises Denied, NotThere."""
+        told = None
+        if not names_machine(checked_key(key), self.machine, self.prefix):
+            self._require_not_others(key)
+            try:
+                told = await self.store.head(key)
+            except NotThere:
+                raise Denied(f"Access denied: {key!r} is not of this machine") from None
+            if told.get("Metadata", {}).get(OWNER) != self.machine:
+                raise Denied(f"Access denied: {key!r} is not of this machine")
+        return told if told is not None else await self.store.head(key)
+
+    async def free_or_ours(self, key: str) -> None:
+        """Nothing of another machine is ever overwritten. Raises Denied."""
+        if names_machine(checked_key(key), self.machine, self.prefix):
+            return
+        self._require_not_others(key)
+        try:
+            told = await self.store.head(key)
+        except NotThere:
+            await self._require_no_machine(key)
+            return
+        if told.get("Metadata", {}).get(OWNER) != self.machine:
+            raise Denied(f"Access denied: {key!r} is of another machine")
+
+    async def is_ours(self, key: str) -> bool:
+        """Whether an object is there and ours."""
+        if names_machine(key, self.machine, self.prefix):
+            return True
+        if names_other(key, self.machine, self.prefix):
+            return False
+        try:
+            told = await self.store.head(key)
+        except NotThere:
+            return False
+        return bool(told.get("Metadata", {}).get(OWNER) == self.machine)
+
+    async def listed(self, prefix: str, most: int) -> tuple[list[dict[str, Any]], bool]:
+        """Up to ``most`` objects of ours below a prefix, and whether there are more. Raises Denied, BucketError."""
+        self._require_not_others(prefix)
+        mine = names_machine(f"{prefix}x", self.machine, self.prefix)
+        found = await self.store.list(prefix, most=most + 1 if mine else MAX_LISTED)
+        ours: list[dict[str, Any]] = []
+        for at in range(0, len(found), _HEADS_AT_ONCE):
+            some = found[at : at + _HEADS_AT_ONCE]
+            keep = await asyncio.gather(*(self.is_ours(one["Key"]) for one in some))
+            ours += [one for one, is_ours in zip(some, keep, strict=True) if is_ours]
+            if len(ours) > most:
+                break
+        return ours[:most], len(ours) > most or len(found) >= MAX_LISTED
+
+    def _require_not_others(self, key: str) -> None:
+        if names_other(key, self.machine, self.prefix):
+            raise Denied(f"Access denied: {key!r} is of another machine")
+
+    async def _require_no_machine(self, key: str) -> None:
+        """Nothing new below another machine's id: it is one when something below it says that it stored it."""
+        first = first_part(key)
+        if first is None or first == self.machine:
+            return
+        for one in await self.store.list(f"{first}/", most=1):
+            try:
+                told = await self.store.head(one["Key"])
+            except NotThere:
+                return
+            if told.get("Metadata", {}).get(OWNER) == first:
+                raise Denied(f"Access denied: {key!r} is below another machine's id")

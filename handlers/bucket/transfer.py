@@ -1,0 +1,364 @@
+"""One file on its way into the store: in one request, or in parts that a later attempt finds again.
+
+Each part is read once. Its MD5 goes with the request, so that the store refuses what arrives broken, and is compared
+with the ETag that the store answers. At the end the object's size and ETag are compared with the file's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import os
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
+from io import BufferedReader
+from typing import Any, Final, Protocol
+
+from petalbus.handlers.bucket import store as store_module
+from petalbus.handlers.bucket.body import Body, Meter
+from petalbus.handlers.bucket.errors import BucketError, Denied, FileRefused, NotThere, Unsupported, WrongBytes
+from petalbus.handlers.bucket.files import FlightLog, unchanged
+from petalbus.handlers.bucket.owner import OWNER
+from petalbus.handlers.bucket.store import Store
+
+PARTS_AT_ONCE: Final = 2
+
+_MD5: Final = re.compile(r"[0-9a-f]{32}")
+_MD5_OF_PARTS: Final = re.compile(r"[0-9a-f]{32}-[0-9]+")
+
+Turn = Callable[[], AbstractAsyncContextManager[None]]
+
+
+class Progress(Protocol):
+    """What a later attempt needs to go on where this one ended."""
+
+    @property
+    def upload(self) -> str | None:
+        """The store's id of the upload that has begun."""
+
+    @property
+    def part_bytes(self) -> int:
+        """Size of its parts."""
+
+    async def beginning(self) -> None:
+        """The store is about to begin an upload: from now on it may have one whose id nobody has heard."""
+
+    async def begun(self, upload: str | None, part_bytes: int) -> None:
+        """The store has begun an upload (None: it does not know it any more). Stored before the first part is sent."""
+
+    async def part(self, number: int, etag: str, md5: str) -> None:
+        """The store has a part."""
+
+    async def parts(self) -> Mapping[int, tuple[str, str]]:
+        """ETag and MD5 of those."""
+
+
+class InMemory:
+    """Progress of an upload that nobody resumes."""
+
+    def __init__(self) -> None:
+        self.upload: str | None = None
+        self.part_bytes = 0
+
+    async def beginning(self) -> None:
+        """See Progress."""
+
+    async def begun(self, upload: str | None, part_bytes: int) -> None:
+        """See Progress."""
+        self.upload, self.part_bytes = upload, part_bytes
+
+    async def part(self, number: int, etag: str, md5: str) -> None:
+        """See Progress."""
+
+    async def parts(self) -> Mapping[int, tuple[str, str]]:
+        """See Progress."""
+        return {}
+
+
+def options_of(log: FlightLog, machine: str, more: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """How logs are stored: content type, encrypted by the store, and who stored what when."""
+    metadata = {
+        **(more or {}),
+        "original-filename": log.path.name.encode("ascii", "replace").decode(),
+        "upload-timestamp": datetime.now(UTC).isoformat(),
+        OWNER: machine,
+    }
+    return {"ContentType": log.content_type, "Metadata": metadata, "ServerSideEncryption": "AES256"}
+
+
+async def put(store: Store, log: FlightLog, key: str, options: Mapping[str, Any]) -> int:
+    """Store a file, whole or not at all, in one go; its size in the store. Raises BucketError."""
+    progress = InMemory()
+    try:
+        return (await Transfer(store, log, key, options, progress=progress).run())[0]
+    except BaseException:
+        if progress.upload is not None:
+            await asyncio.shield(_given_up(store, key, progress.upload))
+        raise
+
+
+async def _given_up(store: Store, key: str, upload: str) -> None:
+    try:
+        await store.abort(key, upload)
+    except BucketError:
+        return  # the store forgets it by its own rules
+
+
+class Transfer:
+    """One attempt. ``turn``: taken for each request that is large. ``meter`` counts the bytes."""
+
+    def __init__(
+        self,
+        store: Store,
+        log: FlightLog,
+        key: str,
+        options: Mapping[str, Any],
+        *,
+        progress: Progress,
+        turn: Turn | None = None,
+        meter: Meter | None = None,
+    ) -> None:
+        self._store = store
+        self._log = log
+        self._key = key
+        self._options = options
+        self._progress = progress
+        self._turn = turn or _at_once
+        self._meter = meter or Meter()
+        self._etags: dict[int, str] = {}
+        self._md5s: dict[int, bytes] = {}
+
+    async def run(self) -> tuple[int, str]:
+        """Size and ETag in the store. Raises FileRefused when the file changes, BucketError."""
+        self._meter.begin(self._log.size)
+        if self._progress.upload is None and self._log.size <= store_module.PART_BYTES:
+            return await self._whole()
+        size = self._progress.part_bytes if self._progress.upload else store_module.PART_BYTES
+        async with self._opened() as file:
+            return await self._in_parts(file, size)
+
+    # -- in one request -----------------------------------------------------------------------------------------------
+
+    async def _whole(self) -> tuple[int, str]:
+        async with self._turn():
+            async with self._opened() as file:
+                data, md5 = await asyncio.to_thread(self._read, file, 0, self._log.size)
+            body = Body(data, self._meter)
+            stored = False
+            try:
+                etag = await self._store.put(self._key, body, self._options, md5=_base64(md5))
+                stored = True
+            finally:
+                self._meter.ended(body, stored=stored)
+        _compare(etag, md5.hex(), f"{self._key}")
+        return await self._checked(md5.hex())
+
+    # -- in parts -----------------------------------------------------------------------------------------------------
+
+    async def _in_parts(self, file: BufferedReader, size: int) -> tuple[int, str]:
+        upload = self._progress.upload
+        if upload is not None:
+            async with self._turn():
+                try:
+                    await self._keep(file, upload, size)
+                except NotThere:
+                    if (found := await self._finished(file, size)) is not None:
+                        return found
+                    upload, size = None, store_module.PART_BYTES
+                    await self._progress.begun(None, 0)
+        if upload is None:
+            async with self._turn():
+                await self._progress.beginning()
+                upload = await self._store.begin(self._key, self._options)
+                await self._progress.begun(upload, size)
+        count = -(-self._log.size // size)
+        missing = iter([number for number in range(1, count + 1) if number not in self._etags])
+        await self._send_all(file, upload, size, missing)
+        await self._require_unchanged()
+        async with self._turn():
+            try:
+                await self._store.complete(self._key, upload, self._etags)
+            except NotThere:
+                # a completion whose answer was lost: the object is there then
+                if (found := await self._finished(file, size)) is None:
+                    await self._progress.begun(None, 0)
+                    raise WrongBytes("the store does not know the upload any more; it begins anew") from None
+                return found
+            return await self._checked(self._etag_of_parts(count))
+
+    async def _keep(self, file: BufferedReader, upload: str, size: int) -> None:
+        """Find the parts that the store has, and keep those whose size and checksum are the file's."""
+        known = await self._progress.parts()
+        try:
+            there = {part.number: (part.etag, part.size) for part in await self._store.parts(self._key, upload)}
+        except (Denied, Unsupported):  # listing them is a right of its own: then our own notes must do
+            there = {number: (etag, self._length(number, size)) for number, (etag, _) in known.items()}
+        for number, (etag, length) in sorted(there.items()):
+            if length != self._length(number, size):
+                continue
+            _, md5 = await asyncio.to_thread(self._read, file, (number - 1) * size, length)
+            if etag == md5.hex() or known.get(number) == (etag, md5.hex()):
+                self._etags[number], self._md5s[number] = etag, md5
+                self._meter.kept += length
+
+    async def _send_all(self, file: BufferedReader, upload: str, size: int, missing: Iterator[int]) -> None:
+        async def send() -> None:
+            for number in missing:
+                async with self._turn():
+                    await self._send(file, upload, number, size)
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for index in range(PARTS_AT_ONCE):
+                    tasks.create_task(send(), name=f"bucket.parts-{index}")
+        except BaseExceptionGroup as group:
+            errors = group.exceptions
+            first = next((one for one in errors if isinstance(one, FileRefused)), errors[0])
+            raise first from None
+
+    async def _send(self, file: BufferedReader, upload: str, number: int, size: int) -> None:
+        data, md5 = await asyncio.to_thread(self._read, file, (number - 1) * size, self._length(number, size))
+        body = Body(data, self._meter)
+        del data
+        stored = False
+        try:
+            etag = await self._store.put_part(self._key, upload, number, body, md5=_base64(md5))
+            _compare(etag, md5.hex(), f"part {number} of {self._key}")
+            stored = True
+        except Unsupported as error:  # a store that cannot replace the part that it has
+            await _given_up(self._store, self._key, upload)
+            await self._progress.begun(None, 0)
+            raise WrongBytes(f"{error}; the upload begins anew") from error
+        except NotThere:  # the next attempt looks closer
+            raise WrongBytes(f"the store does not know the upload of {self._key} any more") from None
+        finally:
+            self._meter.ended(body, stored=stored)
+        self._etags[number], self._md5s[number] = etag, md5
+        await self._progress.part(number, etag, md5.hex())
+
+    # -- what was read, and what is stored ----------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[BufferedReader]:
+        opening = asyncio.ensure_future(asyncio.to_thread(self._open))
+        try:
+            file = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(lambda done: None if done.exception() else done.result().close())
+            raise
+        try:
+            yield file
+        finally:
+            file.close()  # it was only read: nothing is waited for
+
+    def _open(self) -> BufferedReader:
+        try:
+            return self._log.path.open("rb")
+        except OSError as error:
+            raise _unreadable(self._log, error) from error
+
+    def _length(self, number: int, size: int) -> int:
+        return max(0, min(size, self._log.size - (number - 1) * size))
+
+    def _read(self, file: BufferedReader, start: int, length: int) -> tuple[bytes, bytes]:
+        """A piece and its MD5. Blocks. Raises FileRefused when the file is not the one that was looked at."""
+        try:
+            data = os.pread(file.fileno(), length, start)
+            found = os.fstat(file.fileno())
+        except OSError as error:
+            raise _unreadable(self._log, error) from error
+        if len(data) != length or (found.st_size, found.st_mtime_ns) != self._log.stamp:
+            raise _changed(self._log)
+        return data, hashlib.md5(data, usedforsecurity=False).digest()
+
+    async def _require_unchanged(self) -> None:
+        if not await asyncio.to_thread(unchanged, self._log):
+            raise _changed(self._log)
+
+    async def _finished(self, file: BufferedReader, size: int) -> tuple[int, str] | None:
+        """The object, when it is there and is this file: an earlier attempt completed it."""
+        try:
+            told = await self._store.head(self._key)
+        except NotThere:
+            return None
+        if int(told["ContentLength"]) != self._log.size:
+            return None
+        count = -(-self._log.size // size)
+        for number in range(1, count + 1):
+            if number not in self._md5s:
+                length = self._length(number, size)
+                self._md5s[number] = (await asyncio.to_thread(self._read, file, (number - 1) * size, length))[1]
+        if not await self._is_this_file(told, self._etag_of_parts(count)):
+            return None
+        self._meter.kept = self._log.size
+        return self._log.size, _etag(told)
+
+    def _etag_of_parts(self, count: int) -> str:
+        joined = b"".join(self._md5s[number] for number in range(1, count + 1))
+        return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{count}"
+
+    async def _checked(self, wanted: str) -> tuple[int, str]:
+        """Compare the object with the file. A wrong one is taken away: half a log is worse than none."""
+        told = await self._store.head(self._key)
+        size, etag = int(told["ContentLength"]), _etag(told)
+        if size != self._log.size or not await self._is_this_file(told, wanted):
+            await self._store.delete(self._key)
+            await self._progress.begun(None, 0)
+            raise WrongBytes(
+                f"Upload failed: the store has {size} bytes with checksum {etag} as {self._key}; "
+                f"the file has {self._log.size} with {wanted}"
+            )
+        return size, etag
+
+    async def _is_this_file(self, told: Mapping[str, Any], wanted: str) -> bool:
+        """Whether an object's ETag is the file's: of all of it, or of its parts. What is neither says nothing."""
+        etag = _etag(told)
+        if not _by_md5(told) or etag == wanted:
+            return True
+        if _MD5_OF_PARTS.fullmatch(etag):
+            return False
+        if not _MD5.fullmatch(etag):
+            return True
+        return "-" in wanted and etag == await asyncio.to_thread(self._md5_of_all)
+
+    def _md5_of_all(self) -> str:
+        """Reads the file once more. Blocks."""
+        try:
+            with self._open() as file:
+                return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        except OSError as error:
+            raise _unreadable(self._log, error) from error
+
+
+@asynccontextmanager
+async def _at_once() -> AsyncIterator[None]:
+    yield
+
+
+def _compare(etag: str, md5: str, what: str) -> None:
+    if _MD5.fullmatch(etag) and etag != md5:
+        raise WrongBytes(f"Upload failed: the store has checksum {etag} of {what}; the file's is {md5}")
+
+
+def _etag(told: Mapping[str, Any]) -> str:
+    return str(told["ETag"]).strip('"').lower()
+
+
+def _by_md5(told: Mapping[str, Any]) -> bool:
+    """Whether an ETag is an MD5: not where the store encrypts with keys of its owner."""
+    return not str(told.get("ServerSideEncryption", "")).startswith("aws:kms") and "SSECustomerAlgorithm" not in told
+
+
+def _base64(md5: bytes) -> str:
+    return base64.b64encode(md5).decode()
+
+
+def _changed(log: FlightLog) -> FileRefused:
+    return FileRefused(f"File validation failed: {log.path} changed while it was read; upload it when it is complete")
+
+
+def _unreadable(log: FlightLog, error: OSError) -> FileRefused:
+    return FileRefused(f"File validation failed: {log.path} cannot be read ({error.strerror or error})")
