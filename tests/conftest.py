@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import redis.asyncio
+from hypothesis import HealthCheck, settings
 
 from petalbus.daemon.server.find import ServerBinary
 
@@ -31,10 +32,27 @@ from support.servers import (
 
 _numbers = itertools.count(1)
 
+# A busy machine is slow now and then: that is no fault of the example at hand, and nothing to shrink for minutes.
+settings.register_profile("petalbus", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("petalbus")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell what our own marks mean that scripts/test looks at."""
+    config.addinivalue_line("markers", "alone: measures time or load, so nothing else may run beside it")
+
 
 def pytest_report_header() -> list[str]:
     """Say which servers the tests run on."""
     return [f"servers: {', '.join(f'{one.label} ({one.origin})' for one in SERVERS) or 'none'}"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep a test's output fit for UTF-8: where several processes run the tests, a report goes between them."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -124,10 +124,8 @@ class Consumer:
         await self._outbox.run("beat", *self._heartbeat.arguments())
         if not self._workers:
             self._heartbeat.start()
-            for index in range(self._options.workers):
-                self._start_worker(str(index), critical_only=False)
-            for index in range(_CRITICAL_WORKERS):
-                self._start_worker(f"critical-{index}", critical_only=True)
+            for index in range(self._options.workers + _CRITICAL_WORKERS):
+                self._start_worker(index, critical_only=index >= self._options.workers)
             self._outbox.on_reconnect.append(self._redrain)
         if self._options.sole and not self._succeeded:
             await self.reaper.succeed()
@@ -138,9 +136,9 @@ class Consumer:
                 reader.lane.start()
             await reader.lane.wait_live(self._options.connect_timeout)
 
-    def _start_worker(self, name: str, *, critical_only: bool) -> None:
-        task = asyncio.create_task(self._work(critical_only=critical_only), name=f"petalbus-worker-{self.app}-{name}")
-        self._workers.append(task)
+    def _start_worker(self, index: int, *, critical_only: bool) -> None:
+        name = f"petalbus-worker-{self.app}-{'critical-' * critical_only}{index}"
+        self._workers.append(asyncio.create_task(self._work(critical_only=critical_only), name=name))
 
     async def stop(self) -> None:
         """Stop in order (I10): end the reads, let running handlers finish, give everything else away at once."""

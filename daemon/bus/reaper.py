@@ -86,7 +86,8 @@ class Reaper:
 
     async def _holders(self, stream: str) -> set[str]:
         try:
-            rows = await self._outbox.ask("XINFO", "CONSUMERS", stream, GROUP)
+            # asked once: that there is no group is an answer here, and a lost one makes the start be tried again
+            rows = await self._outbox.call("XINFO", "CONSUMERS", stream, GROUP)
         except ServerError:
             return set()  # nobody has read it yet: there is no group
         infos = [dict(zip(row[::2], row[1::2], strict=True)) for row in rows]

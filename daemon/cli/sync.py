@@ -42,7 +42,9 @@ def status(data: Data = None, json: Json = False) -> None:
         return
     online = {True: "online", False: "offline", None: "not used yet"}[told["online"]]
     say(f"{told['backend']} at {told['where']}: {online}{'; ' + told['problem'] if told['problem'] else ''}")
-    say(f"last success {_when(told['last_success_at'])}, last error {_when(told['last_error_at'])} {told['last_error']}")
+    say(
+        f"last success {_when(told['last_success_at'])}, last error {_when(told['last_error_at'])} {told['last_error']}"
+    )
     rows = [(one["table"], one["waiting"], duration(one["oldest_s"])) for one in told["waiting"]]
     table(("TABLE", ">WAITING", ">OLDEST"), rows, empty="nothing waits")
     if told["parked"]:
@@ -82,7 +84,9 @@ def _act(what: str, seq: str, data: Data, *, json: bool) -> None:
 
 async def _require(bus: Bus) -> None:
     if not await bus.ask("EXISTS", bus.keys.status(_APP)):
-        text = "no tables in the cloud are configured: set cloud_endpoint and access_token_url, and start the daemon anew"
+        text = (
+            "no tables in the cloud are configured: set cloud_endpoint and access_token_url, and start the daemon anew"
+        )
         raise Refused(text, code="no_cloud")
 
 

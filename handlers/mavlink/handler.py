@@ -31,6 +31,7 @@ from petalbus.handlers.mavlink.requests.replying import progress
 from petalbus.handlers.mavlink.requests.transfers import Transfers
 from petalbus.handlers.mavlink.requests.vehicle import WORKERS, Requests
 from petalbus.handlers.mavlink.status import StatePublisher
+from petalbus.handlers.mavlink.streams import Streams
 from petalbus.handlers.mavlink.wire.calls import Calls
 from petalbus.handlers.mavlink.wire.framing import Frame
 from petalbus.handlers.mavlink.wire.heartbeat import beat
@@ -80,6 +81,7 @@ class MavlinkHandler:
             **ours,
         )
         self.fleet = Fleet(self.link, self.calls, target_system=options.target_system, times=options.times)
+        self.streams = Streams(self.fleet, self.calls, options.streams)
         self.files = FileRequests(self.fleet, Transfers(options.transfers), ready=self._await_vehicle)
         self.missions = MissionRequests(self.fleet, ready=self._await_vehicle)
         self.looking = Looking(self.ingest.latest, self.fleet, self.statistics)
@@ -110,6 +112,7 @@ class MavlinkHandler:
                 tasks.create_task(self.ingest.latest.run(), name="mavlink.latest"),
                 tasks.create_task(beat(self.link, hertz=self.options.heartbeat_hz), name="mavlink.heartbeat"),
                 tasks.create_task(self._state.run(), name="mavlink.state"),
+                tasks.create_task(self.streams.run(), name="mavlink.streams"),
             ]
             stack.callback(lambda: [task.cancel() for task in running])
             self._stack = stack.pop_all()
@@ -139,7 +142,12 @@ class MavlinkHandler:
 
     def _on_frames(self, frames: Sequence[Frame], mono_ns: int) -> None:
         self.ingest.on_frames(frames, mono_ns)  # first: what is wrong with one of the others costs no record
-        for look in (self.fleet.on_frames, self.fleet.on_param_frames, self.calls.on_frames):
+        for look in (
+            self.fleet.on_frames,
+            self.fleet.on_param_frames,
+            self.calls.on_frames,
+            self.streams.on_frames,
+        ):
             try:
                 look(frames)
             except Exception:
@@ -232,6 +240,7 @@ class MavlinkHandler:
         return {
             "link": self.link.statistics(),
             **self.fleet.statistics(),
+            "streams": self.streams.describe(),
             "published": self.ingest.published,
             "waiting": self.ingest.waiting,
             "lost": self.ingest.lost,

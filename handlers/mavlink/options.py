@@ -38,6 +38,9 @@ class MavlinkOptions:
     rates: Mapping[str, float] = field(default_factory=dict)
     """Message -> records a second at most; see Ingest."""
 
+    streams: Mapping[str, float] = field(default_factory=dict)
+    """Message -> how many a second a vehicle is asked for that does not send it; see Streams."""
+
     transfers: Path | None = None
     """The folder through which files pass; None: they cannot."""
 

@@ -114,7 +114,11 @@ async def run(megabytes: int, *, kills: int = 1, folder: Path | None = None) -> 
         await _upload(out, bus, uploader, path, kills)
         key = out.result["s3_key"]
         out.same_bytes = await asyncio.to_thread(lambda: digest(s3.files / key) == digest(path))
-        out.unfinished = len(await bus.ask("HGETALL", words.notes_key(bus.keys)))
+        for _ in range(100):
+            out.unfinished = await bus.ask("HLEN", words.notes_key(bus.keys))
+            if not out.unfinished:
+                break
+            await asyncio.sleep(0.1)
     return out
 
 

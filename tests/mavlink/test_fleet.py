@@ -12,6 +12,7 @@ from mavlink.peer import ARM_DISARM, LAND, TAKEOFF, Peer, obedient
 from petalbus.daemon.bus.client import Bus
 from petalbus.daemon.bus.errors import ReplyError
 from petalbus.handlers.mavlink.fleet import DOUBT_S, MOST_UNITS, NoSuchVehicle, Unit, VehicleAmbiguous
+from petalbus.handlers.mavlink.flight.commands import IN_PROGRESS
 from petalbus.handlers.mavlink.flight.vehicle import FORGET_AFTER_S
 
 from support.mavlink_rig import Rig, rig
@@ -290,6 +291,40 @@ async def test_a_landing_by_another_program_overtakes_only_its_vehicle(
     with pytest.raises(ReplyError) as caught:
         await flying[2]
     assert (caught.value.error_code, caught.value.detail["system"]) == ("COMMAND_OVERTAKEN", 2)
+
+
+async def test_frames_keep_their_order_with_orders_for_their_vehicle(
+    vehicle: Rig, gcs: Bus, scripted: Scripted
+) -> None:
+    """A frame for vehicle 2 waits for its sender's order to vehicle 2, and not for the one to vehicle 1."""
+    slow = {1: Slow(), 2: Slow()}
+    peers = {system: await scripted(system, slow[system]) for system in (1, 2)}
+    packer, dialect = vehicle.handler.link.packer, vehicle.handler.link.dialect
+
+    def frame(system: int) -> bytes:
+        return bytes(packer.pack(dialect.message("COMMAND_LONG", command=LAND, target_system=system)))
+
+    async def send(data: bytes) -> None:
+        await gcs.request("vehicle", "mavlink.send", data, content_type="application/x-mavlink", timeout=8)
+
+    ordered = {n: asyncio.create_task(order(gcs, "arm", system=n), name=f"{n}") for n in (1, 2)}
+    for peer in peers.values():
+        await peer.until(lambda peer=peer: peer.commands(ARM_DISARM))
+        peer.ack(ARM_DISARM, IN_PROGRESS)
+    slow[1].free = True
+    peers[1].ack(ARM_DISARM)
+    await ordered[1]
+    peers[2].ack(ARM_DISARM, IN_PROGRESS)
+    sent = {n: asyncio.create_task(send(frame(n)), name=f"frame {n}") for n in (1, 2)}
+    await sent[1]
+    peers[2].ack(ARM_DISARM, IN_PROGRESS)
+    await asyncio.sleep(0.2)
+    assert not peers[2].commands(LAND)
+    slow[2].free = True
+    peers[2].ack(ARM_DISARM)
+    await ordered[2]
+    await sent[2]
+    await peers[2].until(lambda: peers[2].commands(LAND))
 
 
 def test_the_errors_say_what_to_do() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,12 +15,13 @@ from support.procs import child_environment
 
 
 @pytest.fixture
-def mav(capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
-    """A bus with a PX4 as system 1 and an ArduPilot as system 21."""
+def mav(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> Iterator[Cli]:
+    """A bus with a PX4 as system 1 and an ArduPilot as system 21. A parameter is one setting more."""
+    more = ("--set", request.param) if hasattr(request, "param") else ()
     buses = Buses()
     other = None
     try:
-        daemon = buses.up("--sim", "--set", "http_enabled=false")
+        daemon = buses.up("--sim", "--set", "http_enabled=false", *more)
         daemon.ready()
         cli = Cli(daemon.data, capsys)
         endpoint = cli("mav", "status", "--json").object["link"]["endpoint"].replace("udpin", "udpout")
@@ -58,3 +60,11 @@ def test_two_vehicles_at_the_terminal(mav: Cli) -> None:
     assert "heard are 1, 21" in refused.err
     seen = mav("mav", "watch", "HEARTBEAT", "--count", "1", "--system", "21").object
     assert seen["header"]["system"] == 21
+
+
+@pytest.mark.parametrize("mav", ["mavlink_target_system=21"], indirect=True)
+def test_a_saved_file_tells_whose_parameters_it_holds(mav: Cli, tmp_path: Path) -> None:
+    """Nobody named a system: it is the primary vehicle's id, whichever that is."""
+    for more, system in (((), "21"), (("--system", "1"), "1")):
+        assert mav("mav", "params", "save", str(tmp_path / "all"), *more).code == 0
+        assert {line.partition("\t")[0] for line in (tmp_path / "all").read_text().splitlines()[1:]} == {system}

@@ -90,6 +90,7 @@ def raw_value(message: Any) -> bytes:
     return buffer[10:14].ljust(4, b"\0")
 
 
+@pytest.mark.alone
 async def test_the_usual_messages_at_the_usual_rates(ground: Callable[..., Any]) -> None:
     station = await ground()
     station.peer.heartbeat()

@@ -57,6 +57,7 @@ def make_environment(clone: Path, mode: str) -> Path:
     return environment
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("mode", ["run", "dev"])
 def test_up_starts_a_bus_with_a_simulated_vehicle_and_passes_arguments_on(mode: str, clone: Path) -> None:
     """The second run costs less than a second before the program itself; a development environment serves as well."""
@@ -91,24 +92,73 @@ def test_an_interpreter_that_does_not_fit_is_refused(script: str, python: str, c
     assert not list(clone.glob(".venv*"))
 
 
-def test_missing_programs_are_named_with_what_is_left_out(clone: Path, tmp_path: Path) -> None:
-    """Neither root nor sudo (here: no apt-get at all): the tests run without them, and it says without which."""
-    environment = make_environment(clone, "dev")
-    python = environment / "bin" / "python"
-    python.unlink()
-    python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} "$@"\nprintf "[%s]" "$@"\n')
-    python.chmod(0o755)
+def make_checks(clone: Path, python: str) -> None:
+    """A development environment in which ruff and mypy find nothing and ``python -m pytest`` is a shell's line."""
+    programs = make_environment(clone, "dev") / "bin"
+    (programs / "python").unlink()
+    begun = f'[ "$1" = -c ] && exec {sys.executable} "$@"'
+    for name, code in (("python", f"{begun}\n{python}"), ("ruff", "exit 0"), ("mypy", "exit 0")):
+        (programs / name).write_text(f"#!/bin/sh\n{code}\n")
+        (programs / name).chmod(0o755)
+
+
+@pytest.fixture
+def few_programs(tmp_path: Path) -> str:
+    """A PATH with what the scripts cannot do without, and no apt-get."""
     programs = tmp_path / "programs"
     programs.mkdir()
-    for name in ("bash", "sh", "env", "cat", "sha256sum", "dirname", "grep", "id"):
+    for name in (
+        "bash",
+        "sh",
+        "env",
+        "cat",
+        "sha256sum",
+        "dirname",
+        "grep",
+        "id",
+        "mktemp",
+        "rm",
+        "sed",
+        "tail",
+        "tee",
+    ):
         (programs / name).symlink_to(shutil.which(name) or name)
-    done = run("test", "-k", "a b", clone=clone, PATH=str(programs))
+    return str(programs)
+
+
+def test_missing_programs_are_named_with_what_is_left_out(clone: Path, few_programs: str) -> None:
+    """Neither root nor sudo (here: no apt-get at all): the tests run without them, and it says without which."""
+    make_checks(clone, 'printf "[%s]" "$@"')
+    done = run("test", "-k", "a b", clone=clone, PATH=few_programs)
     assert done.stdout == "[-m][pytest][-k][a b]", done.stderr
     for line in (
         "not Debian; install them yourself: redis-server redis-tools",
         "skipped without redis-server: tests on",
     ):
         assert line in done.stderr
+
+
+RUN = """
+for mark; do :; done
+echo "$# words, $4 at a time, $mark"
+[ "$mark" != "$FAILING" ] || { echo "FAILED tests/test_x.py::test_y - $mark"; echo "1 failed"; exit 1; }
+echo "2 passed"
+"""
+
+
+@pytest.mark.parametrize(("failing", "told"), [("", []), ("not alone", ["together"]), ("alone", ["alone"])])
+def test_all_of_it_is_two_runs_and_one_summary(clone: Path, few_programs: str, failing: str, told: list[str]) -> None:
+    """Both run, whichever fails; then the summary, and an exit code that says whether anything failed."""
+    make_checks(clone, RUN)
+    done = run("test", clone=clone, PATH=few_programs, FAILING=failing, JOBS="5")
+    said, summary = done.stdout.splitlines(), []
+    while said[-1].startswith(("FAILED", "together:", "alone:")):
+        summary.insert(0, said.pop())
+    assert [line.rpartition(", ")[2] for line in said if "words" in line] == ["not alone", "alone"]
+    assert summary[-2:] == [f"{name}: {'1 failed' if name in told else '2 passed'}" for name in ("together", "alone")]
+    assert summary[:-2] == [f"FAILED tests/test_x.py::test_y - {failing}" for _ in told]
+    assert done.returncode == (1 if told else 0), done.stderr
+    assert ("not green: " + " ".join(told) in done.stderr) == bool(told)
 
 
 def test_continuous_integration_runs_the_same() -> None:

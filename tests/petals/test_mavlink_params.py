@@ -196,10 +196,10 @@ async def test_a_wrong_echo_is_no_confirmation(vehicle: Rig) -> None:
     proxy = await vehicle.proxy()
     began = time.monotonic()
     refused = await proxy.set_params_bulk_lossy({"LIMIT": 9.0}, resend_interval=0.1, max_retries=3, timeout_total=5.0)
-    assert 0.35 < time.monotonic() - began < 2.0
+    assert 0.15 < time.monotonic() - began < 2.0
     assert refused == {}
     assert refused.refused["LIMIT"]["code"] == "VALUE_DIFFERS"
-    assert len(ParamPeer(peer).sets()) == 4, "once, and three times more"
+    assert len(ParamPeer(peer).sets()) == 3, "the vehicle keeps its own value: told twice more, not to the end"
     accepted = await proxy.set_params_bulk_lossy({"LIMIT": 9.0}, verify_ack_value=False)
     assert accepted["LIMIT"]["value"] == 1.0
     with pytest.raises(ParameterUnavailable, match="LIMIT") as caught:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,6 +41,8 @@ def status(
 
 
 async def _waited(data: Path | None, wait: float | None) -> dict[str, Any]:
+    import asyncio  # only where it is waited
+
     async with client(data) as bus:
         until = time.monotonic() + (wait or 0.0)
         while wait is not None and time.monotonic() < until:

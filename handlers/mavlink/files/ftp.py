@@ -15,8 +15,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from petalbus.handlers.mavlink.files.ftp_fetch import (
+    CHECK_MOST,
+    Fetch,
+    FtpCorrupt,
+    FtpTooLarge,
+    Memory,
+    checksum,
+    is_beginning,
+    opened,
+)
 from petalbus.handlers.mavlink.files.ftp_file import PartFile, Source
-from petalbus.handlers.mavlink.files.ftp_read import TELL_EVERY_S, Delivery, Keep, Pieces, Reader, Tell
+from petalbus.handlers.mavlink.files.ftp_read import TELL_EVERY_S, Tell
 from petalbus.handlers.mavlink.files.ftp_talk import FtpPeer, FtpTimeout, FtpTimes, Talk, settled
 from petalbus.handlers.mavlink.files.ftp_wire import (
     FTP_ID,
@@ -37,33 +47,19 @@ from petalbus.handlers.mavlink.wire.calls import Calls
 
 log = logging.getLogger(__name__)
 
+__all__ = ["READ_MOST", "FtpBusy", "FtpClient", "FtpCorrupt", "FtpTooLarge"]
+
 READ_MOST: Final = 64 << 20
 """Bytes that ``read`` keeps in memory at most."""
 
-CHECK_MOST: Final = 4 << 20
-"""Larger files are not checked by themselves: PX4 reads no messages, and so obeys no commands, while it computes."""
-
 _BLOCK: Final = 64 << 10
 _MOST_PLACES: Final = 20_000
-_LOST: Final = (FtpNak.INVALID_SESSION, FtpNak.FILE_NOT_FOUND)
 
 
 class FtpBusy(FtpError):
     """Other transfers with this vehicle did not end in the time allowed. Nothing was sent."""
 
     code = "FTP_BUSY"
-
-
-class FtpTooLarge(FtpError):
-    """The file does not fit into memory; ``download`` it."""
-
-    code = "FTP_TOO_LARGE"
-
-
-class FtpCorrupt(FtpError):
-    """The vehicle's checksum of the file differs from that of what was transferred."""
-
-    code = "FTP_CORRUPT"
 
 
 class FtpClient:
@@ -129,16 +125,9 @@ class FtpClient:
 
     async def crc32(self, path: str) -> int:
         """The vehicle's checksum of a file, which it reads for that; ``ftp_wire.file_crc`` computes the same."""
-        raw = path_bytes(path)
+        path_bytes(path)  # raises before anything is sent
         async with self._talk() as talk:
-            return await self._crc(talk, path, raw)
-
-    async def _crc(self, talk: Talk, path: str, raw: bytes) -> int:
-        answer = await talk.ask(Opcode.CALC_FILE_CRC32, f"checksum of {path}", data=raw, silence=self._times.compute)
-        try:
-            return unpack_u32(answer.data)
-        except ValueError:
-            raise FtpError(f"checksum of {path}: the vehicle's answer has {len(answer.data)} bytes, not 4") from None
+            return await checksum(talk, path)
 
     async def _change(self, opcode: Opcode, what: str, data: bytes, *, offset: int = 0) -> None:
         async with self._talk() as talk:
@@ -147,126 +136,51 @@ class FtpClient:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     async def read(self, path: str, *, tell: Tell | None = None, offset: int = 0) -> bytes:
-        """A file's bytes from ``offset`` on, at most 64 MiB. Raises FtpTooLarge."""
-        out = bytearray()
+        """A file's bytes from ``offset`` on, at most 64 MiB, checked as ``download`` does it.
 
-        async def keep(data: bytes, size: int) -> None:
-            if size - offset > READ_MOST:
-                raise FtpTooLarge(f"{path}: {size - offset} bytes; at most {READ_MOST} are read into memory")
-            out.extend(data)
-
+        Raises FtpTooLarge, FtpCorrupt.
+        """
+        path_bytes(path)
+        memory = Memory()
         async with self._talk() as talk:
-            await self._fetch(talk, path, offset, keep, tell)
-        return bytes(out)
+            await Fetch(talk, path, memory, origin=offset, tell=tell, most=READ_MOST).run()
+        return bytes(memory.data)
 
     async def download(self, path: str, local: Path, *, tell: Tell | None = None) -> None:
         """Download a file to ``local``, by way of ``local`` + ".part", which a later call goes on with.
 
-        What goes on is compared with the end of what is there. Files up to 4 MiB are checked by the vehicle's checksum
-        where it has one. Generated files ("@...") come anew each time and are not checked. Raises FtpCorrupt, and
-        OSError for the local file.
+        What is there of it is compared with the vehicle's file first. What came is checked: by the vehicle's checksum
+        where it has one and the file has at most 4 MiB, else by pieces of it, compared with the file opened again. What
+        fails comes anew, and ``tell`` begins again. Generated files ("@...") come anew each time and are not checked.
+        Raises FtpCorrupt, and OSError for the local file.
         """
-        raw = path_bytes(path)
+        path_bytes(path)
         async with self._talk() as talk:
             part = await PartFile.open(local, fresh=path.startswith("@"))
             try:
-                resumed = await self._resume(talk, path, part)
-
-                async def keep(data: bytes, _size: int) -> None:
-                    await part.write(data)
-
-                size = await self._fetch(talk, path, part.size, keep, tell)
-                good = path.startswith("@") or await self._same(talk, path, raw, part.crc, size)
-                if not good and resumed:
-                    log.warning("%s: what was there of an earlier download is not of this file; it comes anew", path)
+                if part.size and not await is_beginning(talk, path, part):
+                    log.info("%s: what is there of an earlier download does not fit; it comes anew", path)
                     await part.clear()
-                    size = await self._fetch(talk, path, 0, keep, tell)
-                    good = await self._same(talk, path, raw, part.crc, size)
-                if not good:
-                    await part.clear()
-                    raise FtpCorrupt(f"download {path}: the vehicle's checksum differs; nothing was kept. Try again")
+                await Fetch(talk, path, part, tell=tell).run()
                 await part.finish()
             finally:
                 await settled(part.close())
 
-    async def _resume(self, talk: Talk, path: str, part: PartFile) -> bool:
-        """Whether what is there is the beginning of the vehicle's file; if not, it is cleared away."""
-        if not part.size:
-            return False
-        tail = await part.tail(MOST_DATA)
-        async with self._opened(talk, Opcode.OPEN_FILE_RO, path) as (session, size):
-            if part.size <= size:
-                start = part.size - len(tail)
-                pieces = Pieces(start, part.size)
-                reader = Reader(talk, session, pieces, what=f"read {path}", settle=_nothing, bursts=False)
-                await reader.run()
-                if pieces.next == part.size and pieces.take() == tail:
-                    return True
-        log.info("%s: what is there of an earlier download does not fit the file; it comes anew", path)
-        await part.clear()
-        return False
-
-    async def _fetch(self, talk: Talk, path: str, start: int, keep: Keep, tell: Tell | None) -> int:
-        """Read from ``start`` to the end and give what comes to ``keep``, in order; the file's size.
-
-        When the vehicle has lost the session on the way (it rebooted, or we were silent for long), opens it again.
-        """
-        delivery = Delivery(start, keep, tell)
-        while True:
-            began = delivery.at
-            try:
-                async with self._opened(talk, Opcode.OPEN_FILE_RO, path) as (session, size):
-                    delivery.pieces = Pieces(began, size)
-                    reader = Reader(talk, session, delivery.pieces, what=f"read {path}", settle=delivery.settle)
-                    try:
-                        await reader.run()
-                    finally:
-                        await settled(delivery.pass_on())
-            except FtpRefused as refused:
-                if delivery.at == began or refused.error not in _LOST:
-                    raise
-                log.info("system %d lost the session of %s; opening it again", talk.peer.system, path)
-            else:
-                await delivery.tell_now()
-                if delivery.pieces.end < size and not path.startswith("@"):
-                    await self._prove_end(talk, path, delivery.pieces.end, size)
-                return delivery.pieces.end
-
-    async def _prove_end(self, talk: Talk, path: str, end: int, told: int) -> None:
-        """A file that ends before the size that was told: only where it is that short now. Raises FtpCorrupt."""
-        async with self._opened(talk, Opcode.OPEN_FILE_RO, path) as (_, now):
-            if now != end:
-                raise FtpCorrupt(f"read {path}: it ended after {end} of {told} bytes, and has {now} now. Try again")
-
-    async def _same(self, talk: Talk, path: str, raw: bytes, crc: int, size: int, *, may_grow: bool = True) -> bool:
-        """Whether the vehicle's checksum is ours; True where it cannot tell, or where the file grew meanwhile."""
-        if size > CHECK_MOST:
-            return True
-        try:
-            if await self._crc(talk, path, raw) == crc:
-                return True
-        except FtpRefused as refused:
-            log.info("%s is not checked: %s", path, refused)
-            return True
-        async with self._opened(talk, Opcode.OPEN_FILE_RO, path) as (_, now):
-            return may_grow and now > size
-
     # -- writing ------------------------------------------------------------------------------------------------------
 
     async def upload(self, data: bytes | Path, remote: str, *, tell: Tell | None = None) -> None:
-        """Write a file on the vehicle, which replaces one of that name; checked like a download.
+        """Write a file on the vehicle, which replaces one of that name; checked by its checksum.
 
         When it does not succeed a piece of the file remains there. Raises FtpCorrupt, OSError for a local file.
         """
-        raw, what = path_bytes(remote), f"write {remote}"
+        path_bytes(remote)
+        what = f"write {remote}"
         source = await Source.open(data)
         try:
             async with self._talk() as talk:
-                async with self._opened(talk, Opcode.CREATE_FILE, remote) as (session, _):
+                async with opened(talk, Opcode.CREATE_FILE, remote) as (session, _):
                     await self._write(talk, session, source, what, tell)
-                if not remote.startswith("@") and not await self._same(
-                    talk, remote, raw, source.crc, source.size, may_grow=False
-                ):
+                if not remote.startswith("@") and not await _arrived(talk, remote, source):
                     raise FtpCorrupt(f"{what}: the vehicle's checksum differs; what is there now is not the file")
         finally:
             await settled(source.close())
@@ -323,14 +237,13 @@ class FtpClient:
         finally:
             self._turn.release()
 
-    @asynccontextmanager
-    async def _opened(self, talk: Talk, opcode: Opcode, path: str) -> AsyncIterator[tuple[int, int]]:
-        """An open file: its session and size. It is closed in any case."""
-        try:
-            yield await talk.open(opcode, path)
-        finally:
-            await settled(talk.close())
 
-
-async def _nothing() -> None:
-    """Nothing to settle."""
+async def _arrived(talk: Talk, path: str, source: Source) -> bool:
+    """Whether the vehicle's checksum is that of what was sent; True where it cannot tell."""
+    if source.size > CHECK_MOST:
+        return True
+    try:
+        return await checksum(talk, path) == source.crc
+    except FtpRefused as refused:
+        log.info("%s is not checked: %s", path, refused)
+        return True

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import IO, Self
 
 from petalbus.handlers.mavlink.files.ftp_talk import settled
-from petalbus.handlers.mavlink.files.ftp_wire import file_crc
+from petalbus.handlers.mavlink.files.ftp_wire import MOST_DATA, file_crc
 
 _SLICE = 1 << 20
+_PIECES = 31
 
 
 class PartFile:
@@ -49,13 +50,17 @@ class PartFile:
         self._file.write(data)
         self._file.flush()
 
-    async def tail(self, count: int) -> bytes:
-        """The last ``count`` bytes, or fewer."""
-        return await asyncio.to_thread(self._tail, min(count, self.size))
+    async def pieces(self) -> list[tuple[int, bytes]]:
+        """Some pieces from all over it with their places, the last one of its end. Empty where nothing is in it."""
+        return await asyncio.to_thread(self._pieces)
 
-    def _tail(self, count: int) -> bytes:
-        self._file.seek(self.size - count)
-        return self._file.read(count)
+    def _pieces(self) -> list[tuple[int, bytes]]:
+        last = max(0, self.size - MOST_DATA)
+        found = []
+        for place in sorted({last * at // _PIECES for at in range(_PIECES + 1)}):
+            self._file.seek(place)
+            found.append((place, self._file.read(min(MOST_DATA, self.size - place))))
+        return [piece for piece in found if piece[1]]
 
     async def clear(self) -> None:
         """Forget what is in it."""

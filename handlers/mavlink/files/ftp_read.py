@@ -30,7 +30,8 @@ _MOST_SKIPPED: Final = 4096
 class Pieces:
     """A file from ``start`` on, as far as it is here. ``next``: all before it is here. ``end``: where it ends. Pure."""
 
-    def __init__(self, start: int, size: int) -> None:
+    def __init__(self, start: int, size: int, *, note: Callable[[int, bytes], None] | None = None) -> None:
+        """``note`` gets each piece that is taken."""
         self.next = start
         self.end = size
         self.front = start
@@ -39,6 +40,7 @@ class Pieces:
         """Bytes that came, each counted once (but where packets overlap)."""
         self.held = 0
         """Bytes that wait for a gap before them."""
+        self._note = note
         self._ready = bytearray()
         self._ahead: dict[int, bytes] = {}
         self._order: list[int] = []
@@ -54,6 +56,8 @@ class Pieces:
         stop = offset + len(data)
         if not data or stop <= self.next:
             return
+        if self._note is not None:
+            self._note(offset, data)
         self.front = max(self.front, stop)
         if offset > self.next:
             known = len(self._ahead.get(offset, b""))

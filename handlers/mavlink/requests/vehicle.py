@@ -62,7 +62,7 @@ class Requests(Desk):
 
     def register(self, bus: Bus) -> None:
         """Handle the records on ``bus``."""
-        bus.on("mavlink.send", redelivery="report", concurrency=None)(self._send)
+        bus.on("mavlink.send", redelivery="report", concurrency=None, overtakes=self._frames_lane)(self._send)
         for name, at_once, handle in (
             ("command", _AT_ONCE, self.answer(SendCommand, self._command)),
             ("reboot", _REBOOTS, self.answer(RebootVehicle, self._reboot)),
@@ -92,9 +92,23 @@ class Requests(Desk):
             self._complain(len(frames) - left)
         return {"frames": len(frames), "sent": left} if record.wants_reply else None
 
-    def _forward(self, frame: Frame) -> int:
+    def _frames_lane(self, record: Record) -> bool | str:
+        """Frames that are all for one vehicle keep their order with what their sender orders of it; see ``Bus.on``."""
+        if len(self.fleet.units) < 2 or not isinstance(record.data, bytes):
+            return False
+        try:
+            frames = whole_frames(record.data, self._link.dialect.crc_extras)
+        except ValueError:
+            return False  # it is refused when its turn comes
+        targets = {self._fields(frame).get("target_system") or None for frame in frames}
+        return self.fleet.lane(targets.pop()) if len(targets) == 1 else False
+
+    def _fields(self, frame: Frame) -> dict[str, Any]:
         definition = self._link.dialect.definition(frame.msgid)
-        fields = {} if definition is None else definition.unpack(frame.payload, json_safe=False)
+        return {} if definition is None else definition.unpack(frame.payload, json_safe=False)
+
+    def _forward(self, frame: Frame) -> int:
+        fields = self._fields(frame)
         system = fields.get("target_system") or None
         if frame.msgid in _COMMANDS:
             self._note_command(fields, system)

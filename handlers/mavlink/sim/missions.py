@@ -1,30 +1,24 @@
-"""The simulated vehicle's missions, fences and rally points, and how each autopilot exchanges them.
+"""How the simulated vehicle exchanges missions, fences and rally points, in each autopilot's way.
 
 PX4 asks with MISSION_REQUEST_INT, again after 250 ms, and gives up in silence after 5 s. It keeps one exchange at a
-time, ignores items that it did not ask for, serves items in their order only, and has an id for each list.
+time, ignores items that it did not ask for, and serves items in their order only.
 
 ArduPilot asks with the old MISSION_REQUEST, again after 1 s, gives up after 8 s with OPERATION_CANCELLED, answers items
-that it did not ask for with INVALID_SEQUENCE, or ERROR when nothing is under way, and makes a mission's item 0 home.
+that it did not ask for with INVALID_SEQUENCE, or ERROR when nothing is under way.
 """
 
 from __future__ import annotations
 
-import math
 import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 from typing import Any, Final
 
-from petalbus.handlers.mavlink.missions.items import GLOBAL_FRAMES, MissionInvalid, MissionItem
+from petalbus.handlers.mavlink.missions.items import MissionInvalid, MissionItem
 from petalbus.handlers.mavlink.sim.autopilot import PX4, Autopilot
+from petalbus.handlers.mavlink.sim.mission_lists import MissionLists, MissionResult
 from petalbus.handlers.mavlink.sim.service import Onboard
 from petalbus.handlers.mavlink.wire.framing import Frame
-
-PX4_MOST: Final = (2000, 64, 32)
-ARDUPILOT_MOST: Final = (724, 84, 10)
-"""Items at most: mission, fence, rally points."""
 
 _ITEM, _REQUEST, _SET_CURRENT, _REQUEST_LIST, _COUNT, _CLEAR_ALL, _ACK, _REQUEST_INT, _ITEM_INT = (
     *(39, 40, 41),
@@ -38,31 +32,6 @@ _NO_TOTAL: Final = 65535
 _ACK_LAYOUT: Final = struct.Struct("<BBBBI")
 _COUNT_LAYOUT: Final = struct.Struct("<HBBBI")
 _CURRENT_LAYOUT: Final = struct.Struct("<HHBBIII")
-_ID_LAYOUT: Final = struct.Struct("<BHB4fiif")
-_COMMANDS: Final = (
-    frozenset(
-        (16, 17, 18, 19, 20, 21, 22, 82, 84, 85, 92, 93, 94, 112, 113, 114, 115, 177, 178, 179, 181, 183, 195, 201)
-    )
-    | frozenset((203, 206, 530, 2000, 2500, 2501)),
-    frozenset((5000, 5001, 5002, 5003, 5004)),
-    frozenset((5100,)),
-)
-_INT_FRAMES: Final = {5: 0, 6: 3, 11: 10}
-
-
-class MissionResult(IntEnum):
-    """MAV_MISSION_RESULT."""
-
-    ACCEPTED = 0
-    ERROR = 1
-    UNSUPPORTED_FRAME = 2
-    UNSUPPORTED = 3
-    NO_SPACE = 4
-    INVALID = 5
-    INVALID_PARAM5_X = 10
-    INVALID_SEQUENCE = 13
-    DENIED = 14
-    OPERATION_CANCELLED = 15
 
 
 @dataclass(slots=True)
@@ -88,7 +57,7 @@ class _Sending:
 
 
 class Missions:
-    """Keeps three lists and exchanges them. They survive a reboot, an exchange does not."""
+    """Exchanges the lists that it keeps. They survive a reboot, an exchange does not."""
 
     handles = frozenset(
         (_ITEM, _REQUEST, _SET_CURRENT, _REQUEST_LIST, _COUNT, _CLEAR_ALL, _ACK, _REQUEST_INT, _ITEM_INT)
@@ -96,15 +65,9 @@ class Missions:
 
     def __init__(self, onboard: Onboard, autopilot: Autopilot) -> None:
         self._onboard = onboard
-        self._autopilot = autopilot
         self._px4 = autopilot is PX4
-        self._most = PX4_MOST if self._px4 else ARDUPILOT_MOST
         self._again, self._give_up = (0.25, 5.0) if self._px4 else (1.0, 8.0)
-        self.items: list[list[MissionItem]] = [[], [], []]
-        """Mission, fence, rally points, as they would be sent."""
-        self._ids = [0, 0, 0]
-        self.current = -1
-        """The item to be flown; -1: from the first on."""
+        self.lists = MissionLists(autopilot)
         self.told: Callable[[], tuple[int, int]] = lambda: (_NOT_STARTED, _NOT_IN_MODE)
         """MISSION_CURRENT's mission_state and mission_mode, where there is a mission."""
         self.quiet = False
@@ -121,6 +84,20 @@ class Missions:
             _SET_CURRENT: self._on_set_current,
             _ACK: self._on_ack,
         }
+
+    @property
+    def items(self) -> list[list[MissionItem]]:
+        """Mission, fence, rally points, as they would be sent."""
+        return self.lists.items
+
+    @property
+    def current(self) -> int:
+        """The item to be flown; -1: from the first on."""
+        return self.lists.current
+
+    @current.setter
+    def current(self, seq: int) -> None:
+        self.lists.current = seq
 
     def receive(self, frame: Frame) -> None:
         """A message of the protocol."""
@@ -178,7 +155,7 @@ class Missions:
                 self._say("Mission download request ignored, already active")
                 return
             self._sending = _Sending(sender, kind, self._onboard.since_boot())
-        payload = _COUNT_LAYOUT.pack(len(self.items[kind]), *sender, kind, self._ids[kind])
+        payload = _COUNT_LAYOUT.pack(len(self.items[kind]), *sender, kind, self.lists.ids[kind])
         self._onboard.send_payload(_COUNT, payload)
 
     def _on_request(self, sender: tuple[int, int], fields: dict[str, Any], *, whole: bool) -> None:
@@ -239,7 +216,7 @@ class Missions:
         elif upload is not None and upload.partner != sender:
             self._acknowledge(sender, kind, MissionResult.DENIED)
             return
-        if fields["count"] > self._most[kind]:
+        if fields["count"] > self.lists.most[kind]:
             self._acknowledge(sender, kind, MissionResult.NO_SPACE)
             return
         self._onboard.note({"event": "mission upload", "kind": kind, "count": fields["count"]})
@@ -269,7 +246,7 @@ class Missions:
         upload.heard = self._onboard.since_boot()
         try:
             item = MissionItem.from_fields(fields) if whole else MissionItem.from_float_fields(fields)
-            result = self._judge(item, kind)
+            result = self.lists.judge(item, kind)
         except MissionInvalid:
             result = MissionResult.INVALID_PARAM5_X
         if result is not MissionResult.ACCEPTED:
@@ -279,7 +256,7 @@ class Missions:
             return
         upload.items.append(item)
         if not self._px4:
-            self._store(kind, seq, item)
+            self.lists.keep(kind, seq, item)
         if len(upload.items) == upload.count:
             self._finish(upload)
         else:
@@ -293,40 +270,17 @@ class Missions:
         elif last is not None and last.partner == sender and last.kind == kind:
             again = seq + 1 == len(last.items)
             result = MissionResult.ACCEPTED if again else MissionResult.ERROR
-            self._acknowledge(sender, kind, result, self._ids[kind] if again else 0)
-
-    def _judge(self, item: MissionItem, kind: int) -> MissionResult:
-        if item.frame not in GLOBAL_FRAMES and item.frame != 2:
-            return MissionResult.UNSUPPORTED_FRAME
-        if item.command not in _COMMANDS[kind]:
-            return MissionResult.UNSUPPORTED
-        if item.frame in GLOBAL_FRAMES and abs(item.x) > 900_000_000:
-            return MissionResult.INVALID_PARAM5_X
-        if item.command in (5001, 5002) and not item.param1 >= 3:
-            return MissionResult.ERROR
-        return MissionResult.ACCEPTED
-
-    def _store(self, kind: int, seq: int, item: MissionItem) -> None:
-        """Keep an item as ArduPilot does: no NaN, other frames, home first."""
-        zeroed = {f"param{at}": 0.0 for at, value in enumerate(item.params, 1) if math.isnan(value)}
-        frame = 0 if item.frame == 2 else _INT_FRAMES.get(item.frame, item.frame)
-        kept = replace(replace(item, **zeroed), frame=frame, current=False, autocontinue=True)  # type: ignore[arg-type]  # only floats
-        if kind == 0 and seq == 0:
-            home = self._autopilot
-            x, y = round(home.latitude * 1e7), round(home.longitude * 1e7)
-            kept = MissionItem(0, 0, 16, x=x, y=y, z=home.altitude)
-        self.items[kind][seq : seq + 1] = [kept]
+            self._acknowledge(sender, kind, result, self.lists.ids[kind] if again else 0)
 
     def _finish(self, upload: _Upload) -> None:
         kind = upload.kind
         if self._px4:
-            self.items[kind] = upload.items
-            self._ids[kind] = _list_id(upload.items)
+            self.lists.replace(kind, upload.items)
         if kind == 0:
             self.current = next((item.seq for item in upload.items if item.current), -1)
         self._upload, self._last = None, upload
         self._onboard.note({"event": "mission received", "kind": kind, "count": upload.count})
-        self._acknowledge(upload.partner, kind, MissionResult.ACCEPTED, self._ids[kind])
+        self._acknowledge(upload.partner, kind, MissionResult.ACCEPTED, self.lists.ids[kind])
         if not self._px4:
             self._say("Flight plan received" if kind == 0 else "Fence received" if kind == 1 else "Rally received")
 
@@ -341,8 +295,7 @@ class Missions:
             self._acknowledge(sender, kind, MissionResult.ERROR)
         else:
             for one in range(3) if kind == _ALL_KINDS else (kind,):
-                self.items[one] = []
-                self._ids[one] = 0
+                self.lists.clear(one)
             self._onboard.note({"event": "mission cleared", "kind": kind})
             self._acknowledge(sender, kind, MissionResult.ACCEPTED)
 
@@ -376,7 +329,7 @@ class Missions:
         """MISSION_CURRENT. ArduPilot does not count home, PX4 tells the largest number when it has no mission."""
         self._told = self._onboard.since_boot()
         self._said = self._position()
-        payload = _CURRENT_LAYOUT.pack(*self._said, *self._ids)
+        payload = _CURRENT_LAYOUT.pack(*self._said, *self.lists.ids)
         self._onboard.send_payload(_CURRENT, payload)
 
     def _position(self) -> tuple[int, int, int, int]:
@@ -388,13 +341,3 @@ class Missions:
 
     def _say(self, text: str) -> None:
         self._onboard.send(self._onboard.dialect.message("STATUSTEXT", severity=6, text=text))
-
-
-def _list_id(items: list[MissionItem]) -> int:
-    """PX4's own: a CRC-32 without its usual inversions over the items as they came."""
-    state = 0
-    for item in items:
-        values = (*item.params, item.x, item.y, item.z)
-        data = _ID_LAYOUT.pack(item.frame, item.command, item.autocontinue, *values)
-        state = ~zlib.crc32(data, ~state & 0xFFFFFFFF) & 0xFFFFFFFF
-    return state

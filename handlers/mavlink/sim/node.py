@@ -49,7 +49,6 @@ _PARAM_REQUEST_READ: Final = 20
 _PARAM_REQUEST_LIST: Final = 21
 _REQUEST_DATA_STREAM: Final = 66
 _TIMESYNC: Final = 111
-_ALL_STREAMS: Final = 0
 _HELLO_S: Final = 0.1
 _MOST_GREETED: Final = 64
 
@@ -248,9 +247,9 @@ class SimVehicle:
     def _stream(self, fields: dict[str, Any]) -> None:
         """REQUEST_DATA_STREAM: ArduPilot obeys, PX4 does not know it."""
         wanted = self._is_for_us(fields["target_system"], fields["target_component"])
-        if wanted and self.options.autopilot is not PX4 and fields["req_stream_id"] == _ALL_STREAMS:
+        if wanted and self.options.autopilot is not PX4:
             rate = fields["req_message_rate"] if fields["start_stop"] else 0
-            self.streams.set_all(rate, self._since_boot())
+            self.streams.set_group(fields["req_stream_id"], rate, self._since_boot())
 
     def _send_banner(self) -> None:
         if self.options.autopilot is not PX4:

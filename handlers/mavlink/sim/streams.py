@@ -38,6 +38,17 @@ RATES: Final = {
 QUIET_RATES: Final = {"HEARTBEAT": 1.0, "TIMESYNC": 0.1}
 """The same of an ArduPilot whose streams nobody has asked for."""
 
+GROUPS: Final = {
+    2: ("SYS_STATUS", "GPS_RAW_INT"),
+    6: ("GLOBAL_POSITION_INT", "LOCAL_POSITION_NED"),
+    10: ("ATTITUDE",),
+    11: ("VFR_HUD",),
+    12: ("SYSTEM_TIME", "BATTERY_STATUS"),
+}
+"""MAV_DATA_STREAM -> what an ArduPilot sends of it."""
+
+ALL_STREAMS: Final = tuple(name for name in RATES if name not in ("HEARTBEAT", "TIMESYNC"))
+
 _Fields = dict[str, Any]
 
 
@@ -134,11 +145,9 @@ class Streams:
         for name in (*rare, "HEARTBEAT"):
             self._send(self._message(name))
 
-    def set_all(self, hertz: float, now: float) -> None:
-        """The old way, REQUEST_DATA_STREAM for all streams: 0 stops all but the heartbeat."""
-        for name in RATES:
-            if name in ("HEARTBEAT", "TIMESYNC"):
-                continue
+    def set_group(self, group: int, hertz: float, now: float) -> None:
+        """The old way, REQUEST_DATA_STREAM for a MAV_DATA_STREAM (0: all of them): at 0 its messages stop."""
+        for name in GROUPS.get(group, ()) if group else ALL_STREAMS:
             self._intervals.pop(name, None)
             if hertz > 0:
                 self._intervals[name] = max(0.02, 1.0 / hertz)

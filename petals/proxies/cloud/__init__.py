@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from petalbus.petals.proxies.cloud.proxy import CloudDBProxy
+from petalbus.petals.proxies.cloud.proxy import WAIT_S, CloudDBProxy
 
 if TYPE_CHECKING:
     from petalbus.petals.proxies.context import ProxyContext
@@ -21,4 +21,11 @@ def make(context: ProxyContext) -> CloudDBProxy:
         context.setting("s3_bucket_name"),
         machine_id=context.setting("machine_id"),
         organization=context.organization,
+        backend=context.setting("cloud_backend", "http"),
+        region=context.setting("cloud_region", "us-east-1"),
+        table_prefix=context.setting("cloud_table_prefix", ""),
+        wait=context.setting("cloud_write_wait", WAIT_S),
+        url=context.url,
+        bus=context.bus,
+        app_id=f"{context.app}.cloud",
     )

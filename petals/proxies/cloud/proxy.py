@@ -1,65 +1,27 @@
-"""CloudDBProxy: the cloud's tables over its HTTP service, in both forms in which petals call it."""
+"""CloudDBProxy: the cloud's tables, in both forms in which petals call them."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Final
 
+from petalbus.handlers.database.errors import TableError
+from petalbus.handlers.database.writes import Operation
 from petalbus.petals.proxies.base import BaseProxy
-from petalbus.petals.proxies.cloud.tokens import Tokens, bearer
-from petalbus.petals.proxies.errors import ProxyNotReady, error_result
-from petalbus.petals.proxies.localdb.http import Addresses, HttpItems
-from petalbus.petals.proxies.localdb.items import ItemCalls, ItemStore
-
-if TYPE_CHECKING:
-    import httpx
+from petalbus.petals.proxies.cloud.items import CloudCalls, CloudError, CloudItems, queued_or_done
+from petalbus.petals.proxies.cloud.outbox import Outbox
+from petalbus.petals.proxies.cloud.tables import make_tables, missing
+from petalbus.petals.proxies.errors import ProxyError, ProxyNotReady, error_result
+from petalbus.petals.proxies.localdb.errors import QueryRefused
 
 log = logging.getLogger("CloudDBProxy")
 
 Result = dict[str, Any]
-PATH = "/drone/onBoard/config"
-
-
-class _CloudItems(HttpItems):
-    """The service's calls, with our token."""
-
-    def __init__(self, addresses: Addresses, tokens: Tokens, *, debug: bool) -> None:
-        super().__init__(addresses, self._note, debug=debug)
-        self._tokens = tokens
-        self.problem = ""
-
-    def _auth(self, library: Any) -> httpx.Auth:
-        return bearer(library, self._tokens)
-
-    def _note(self, problem: str) -> None:
-        self.problem = problem
-
-
-class _Tables(ItemCalls):
-    """The calls by table, key and value."""
-
-    def __init__(self, owner: CloudDBProxy) -> None:
-        super().__init__()
-        self._owner = owner
-
-    async def start(self) -> None:
-        """Its owner starts it."""
-
-    async def stop(self) -> None:
-        """Its owner stops it."""
-
-    def _items(self) -> ItemStore:
-        return self._owner._service()  # one half of it
-
-    def _machine(self) -> str:
-        machine = self._owner._get_machine_id()  # the name that petals use
-        if not machine:
-            raise ProxyNotReady("the cloud cannot be used: the machine id is not known")
-        return machine
-
-    def _saw(self, table: str, value: str, item: Mapping[str, Any]) -> None:
-        """The cloud's copy tells us nothing about ourselves."""
+PATH: Final = "/drone/onBoard/config"
+WAIT_S: Final = 5.0
+_AT_ONCE: Final = 32
 
 
 class CloudDBProxy(BaseProxy):
@@ -67,11 +29,15 @@ class CloudDBProxy(BaseProxy):
 
     A key is given as ``("id", "1")`` in two arguments, as ``{"id": "1"}``, or as the value of ``id`` alone. Items are
     of this machine; deleting marks them. Nothing is sent before the first call.
+
+    ``url``, ``bus``: the bus whose daemon writes; without one this process does. A write that cannot be done within
+    ``wait`` seconds, or while the cloud is known to be away, is stored and answers ``success`` and ``queued``.
+    ``backend``: ``http``, or ``dynamodb``: then ``endpoint`` is DynamoDB's (empty: AWS's own).
     """
 
     kind: ClassVar[str] = "cloud"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # petals' own signature, and where the bus is
         self,
         access_token_url: str,
         endpoint: str,
@@ -86,6 +52,13 @@ class CloudDBProxy(BaseProxy):
         *,
         machine_id: str | None = None,
         organization: Any = None,
+        backend: str = "http",
+        region: str = "us-east-1",
+        table_prefix: str = "",
+        wait: float = WAIT_S,
+        url: str | None = None,
+        bus: str = "petalbus",
+        app_id: str = "petal-app-manager.cloud",
     ) -> None:
         super().__init__()
         self.access_token_url = access_token_url
@@ -93,23 +66,31 @@ class CloudDBProxy(BaseProxy):
         self.session_token_url = session_token_url
         self.s3_bucket_name = s3_bucket_name
         self.request_timeout = request_timeout
-        self._addresses = Addresses(endpoint, get_data_url, scan_data_url, update_data_url, set_data_url)
+        self._addresses = {"get": get_data_url, "scan": scan_data_url, "update": update_data_url, "set": set_data_url}
+        self._told: dict[str, Any] = {
+            "cloud_backend": backend,
+            "cloud_endpoint": endpoint,
+            "cloud_region": region,
+            "cloud_table_prefix": table_prefix,
+            "access_token_url": access_token_url,
+            "session_token_url": session_token_url,
+            "timeout": float(request_timeout),
+        }
         self._machine = machine_id
         self._organization = organization
-        self._debug = debug
-        self._store: _CloudItems | None = None
-        self._tables = _Tables(self)
+        self._outbox = Outbox(url, bus=bus, app=app_id, patience=wait) if url is not None else None
+        self._store: CloudItems | None = None
+        self._tables = CloudCalls(self._service, self._get_machine_id)
         if debug:
             log.setLevel(logging.DEBUG)
 
     async def start(self) -> None:
-        """Ready at once when endpoint and token service are configured."""
-        told = {"cloud_endpoint": self.endpoint, "access_token_url": self.access_token_url}
-        missing = [name for name, value in told.items() if not value]
-        if missing:
-            self._set_ready(False, f"not configured: {', '.join(missing)}")
+        """Ready at once when it is configured: nobody is asked before a call needs it."""
+        lacking = missing(self._told)
+        if lacking:
+            self._set_ready(False, f"not configured: {', '.join(lacking)}")
             return
-        self._store = _CloudItems(self._addresses, Tokens(self.access_token_url), debug=self._debug)
+        self._store = CloudItems(make_tables(self._told, self._addresses), self._outbox)
         self._set_ready(True)
 
     async def stop(self) -> None:
@@ -144,13 +125,13 @@ class CloudDBProxy(BaseProxy):
 
     async def set_item(self, table_name: str, filter_key: str, filter_value: str, data: dict[str, Any]) -> Result:
         """Write an item whole."""
-        return await self._tables.set_item(table_name, filter_key, filter_value, data)
+        return queued_or_done(await self._tables.set_item(table_name, filter_key, filter_value, data))
 
     async def put_item(self, table_name: str, item: dict[str, Any]) -> Result:
         """Write an item whole; its key is its ``id``."""
         if not isinstance(item.get("id"), str):
             return error_result("the item needs a text under id: that is its key", 400)
-        return await self._tables.set_item(table_name, "id", item["id"], item)
+        return queued_or_done(await self._tables.set_item(table_name, "id", item["id"], item))
 
     async def update_item(self, table_name: str, *key_and_data: Any, **named: Any) -> Result:
         """Change members: ``(table, key, updates)`` or ``(table, filter_key, filter_value, data)``."""
@@ -158,36 +139,89 @@ class CloudDBProxy(BaseProxy):
             named["data"] = named.pop("updates")
         *key, data = (*key_and_data, named.pop("data")) if "data" in named else key_and_data
         name, value = _key(tuple(key), named, ("filter_key", "filter_value"))
-        return await self._tables.update_item(table_name, name, value, data)
+        return queued_or_done(await self._tables.update_item(table_name, name, value, data))
 
     async def delete_item(self, table_name: str, *key: Any, **named: Any) -> Result:
         """Mark an item as deleted: ``(table, key)`` or ``(table, filter_key, filter_value)``."""
         name, value = _key(key, named, ("filter_key", "filter_value"))
-        return await self._tables.delete_item(table_name, name, value)
+        return queued_or_done(await self._tables.delete_item(table_name, name, value))
+
+    async def write_if(
+        self, table_name: str, key: Any, data: dict[str, Any], condition: dict[str, Any], *, whole: bool = False
+    ) -> Result:
+        """Write an item only if it has these members (None: it must lack one); else status 409.
+
+        Changes the members that ``data`` names, or writes it ``whole``. With such a condition an item of a table whose
+        policy is ``refuse`` may be written although somebody else wrote it last.
+        """
+        name, value = _key((key,), {}, ("filter_key", "filter_value"))
+        try:
+            machine, owned = self._tables._ready_to_write(table_name, name, value, data)
+            operation = Operation.PUT if whole else Operation.UPDATE
+            answer = await self._service().write(machine, table_name, (name, value), operation, owned, condition)
+        except ProxyError as error:
+            return _failed(error)
+        return queued_or_done({"data": answer, "success": True})
 
     async def batch_write(self, table_name: str, items: Iterable[dict[str, Any]]) -> Result:
-        """Write several items, each whole: ``written`` and ``failed`` (key and error). ``success``: none failed."""
-        written, failed = [], []
-        for item in items:
-            answer = await self.put_item(table_name, item)
-            if answer.get("success"):
-                written.append(item["id"])
+        """Write several items, each whole: ``written`` and ``failed`` (key and error). ``success``: none failed.
+
+        Those that wait for the cloud count as written; ``queued`` says that there are such.
+        """
+        given = list(items)
+        good: list[dict[str, Any]] = []
+        failed: list[dict[str, Any]] = []
+        for item in given:
+            try:
+                if not isinstance(item.get("id"), str):
+                    raise QueryRefused("the item needs a text under id: that is its key")
+                machine, owned = self._tables._ready_to_write(table_name, "id", item["id"], item)
+                good.append(owned)
+            except ProxyError as error:
+                failed.append({"id": item.get("id"), **_failed(error)})
+        queued = False
+        try:
+            if good and await self._service().hands_over():
+                answers = await self._put_all(table_name, good)
+                queued = any(answer.get("queued") for answer in answers)
+                bad = {one["id"]: answer for one, answer in zip(good, answers, strict=True) if "error" in answer}
+            elif good:
+                reasons = await self._service().write_many(machine, table_name, good)
+                bad = {name: error_result(reason, 502) for name, reason in reasons.items()}
             else:
-                failed.append({"id": item.get("id"), **answer})
+                bad = {}
+        except ProxyError as error:
+            bad = {one["id"]: _failed(error) for one in good}
+        except TableError as error:
+            bad = {one["id"]: _failed(CloudError(error)) for one in good}
+        failed += [{"id": name, **answer} for name, answer in bad.items()]
+        written = [one["id"] for one in good if one["id"] not in bad]
         told: Result = {"data": {"written": written, "failed": failed}, "success": not failed}
+        if queued:
+            told["queued"] = True
         if failed:
-            told |= error_result(f"{len(failed)} of {len(written) + len(failed)} items were not written", 502)
+            told |= error_result(f"{len(failed)} of {len(given)} items were not written", 502)
         return told
+
+    async def _put_all(self, table: str, items: list[dict[str, Any]]) -> list[Result]:
+        """Each as a write of its own: those of one key stay in order."""
+        slots = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(item: dict[str, Any]) -> Result:
+            async with slots:
+                return await self.put_item(table, item)
+
+        return list(await asyncio.gather(*map(one, items)))
 
     async def health_check(self) -> dict[str, Any]:
         """State, and whether the last call reached the service."""
         told = await super().health_check()
-        problem = self._store.problem if self._store is not None else ""
+        problem = self._store.tables.problem if self._store is not None else ""
         if problem:
             told |= {"status": "unhealthy", "message": problem}
-        return {**told, "endpoint": self.endpoint}
+        return {**told, "endpoint": self.endpoint, "backend": self._told["cloud_backend"]}
 
-    def _service(self) -> _CloudItems:
+    def _service(self) -> CloudItems:
         if self._store is None:
             raise ProxyNotReady(f"the cloud cannot be used: {self.reason}")
         return self._store
@@ -213,3 +247,7 @@ def _filters(given: Any) -> list[dict[str, Any]] | None:
     if isinstance(given, Mapping):
         return [{"filter_key_name": name, "filter_key_value": value} for name, value in given.items()]
     return given  # type: ignore[no-any-return]  # checked where it is used
+
+
+def _failed(error: ProxyError) -> Result:
+    return error_result(str(error), getattr(error, "status", 503), error_code=error.code)

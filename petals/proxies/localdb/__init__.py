@@ -61,6 +61,7 @@ def make(context: ProxyContext) -> LocalDBProxy:
         url=context.setting("localdb_url"),
         machine_id=context.setting("machine_id"),
         organization=organization,
+        sync_tables=[name.strip() for name in context.setting("cloud_sync_tables", "").split(",") if name.strip()],
     )
     if organization is not None and organization.fallback is None:
         organization.fallback = lambda: proxy.stored_organization_id

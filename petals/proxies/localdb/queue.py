@@ -7,6 +7,7 @@ carried (``sync_fail(..., park=True)``) is parked: it is kept, and lets the late
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -24,21 +25,30 @@ MAX_BYTES: Final = 256 << 20
 MAX_BODY: Final = 1 << 20
 _ERROR_LENGTH: Final = 1000
 
+_IS_ITEM: Final = "operation IN ('set', 'update', 'delete') AND json_type(body, '$.table_name') = 'text'"
 _TURN: Final = """
-    SELECT seq, key, operation, body, attempts, error FROM petalbus_sync AS one
+    SELECT seq, key, operation, body, attempts, error, made FROM petalbus_sync AS one
     WHERE parked = 0 AND NOT EXISTS (
         SELECT 1 FROM petalbus_sync AS older WHERE older.key = one.key AND older.parked = 0 AND older.seq < one.seq
     )
     ORDER BY attempts, seq LIMIT ?
 """
+_ITEMS: Final = _TURN.replace("WHERE parked = 0", f"WHERE parked = 0 AND {_IS_ITEM}", 1)
 _PARKED: Final = """
-    SELECT seq, key, operation, body, attempts, error FROM petalbus_sync WHERE parked = 1 ORDER BY seq LIMIT ?
+    SELECT seq, key, operation, body, attempts, error, made FROM petalbus_sync WHERE parked = 1 ORDER BY seq LIMIT ?
 """
+_BY_TABLE: Final = f"""
+    SELECT json_extract(body, '$.table_name'), COUNT(*), MIN(made) FROM petalbus_sync
+    WHERE parked = 0 AND {_IS_ITEM} GROUP BY 1 ORDER BY 1
+"""  # noqa: S608  # our own words
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change. ``seq`` grows; ``attempts``: how often it failed, ``error``: why the last time."""
+    """One change. ``seq`` grows; ``attempts``: how often it failed, ``error``: why the last time.
+
+    ``made``: when, in microseconds of the wall clock; it never goes back, whatever the clock does.
+    """
 
     seq: int
     key: str
@@ -46,6 +56,7 @@ class Change:
     body: Any
     attempts: int
     error: str | None
+    made: int = 0
 
 
 class SyncQueue(BaseProxy):
@@ -66,6 +77,19 @@ class SyncQueue(BaseProxy):
         """What may be carried now: the oldest change of each key, those that failed less often first."""
         return await self._own(lambda connection: _changes(connection, _TURN, limit), writes=False)
 
+    async def sync_items(self, limit: int = 100) -> list[Change]:
+        """As ``sync_pending``, of those that item calls have appended: the daemon carries these to the cloud."""
+        return await self._own(lambda connection: _changes(connection, _ITEMS, limit), writes=False)
+
+    async def sync_waiting(self) -> list[dict[str, Any]]:
+        """How many changes of items wait: ``table``, ``waiting``, ``oldest`` (microseconds of the wall clock)."""
+
+        def work(connection: sqlite3.Connection) -> list[dict[str, Any]]:
+            rows = connection.execute(_BY_TABLE).fetchall()
+            return [{"table": table, "waiting": count, "oldest": oldest} for table, count, oldest in rows]
+
+        return await self._own(work, writes=False)
+
     async def sync_parked(self, limit: int = 100) -> list[Change]:
         """What was given up, the oldest first."""
         return await self._own(lambda connection: _changes(connection, _PARKED, limit), writes=False)
@@ -85,6 +109,11 @@ class SyncQueue(BaseProxy):
         change = "UPDATE petalbus_sync SET attempts = 0, parked = 0 WHERE seq = ? AND parked = 1"
         return await self._own(lambda connection: connection.execute(change, (seq,)).rowcount > 0, writes=True)
 
+    async def sync_drop(self, seq: int) -> bool:
+        """Forget a parked change. False when it is not parked."""
+        change = "DELETE FROM petalbus_sync WHERE seq = ? AND parked = 1"
+        return await self._own(lambda connection: connection.execute(change, (seq,)).rowcount > 0, writes=True)
+
     async def sync_statistics(self) -> dict[str, int]:
         """``changes`` (parked ones included), ``parked``, ``bytes`` of bodies, ``limit`` of changes."""
         return await self._own(lambda connection: statistics(connection, self._max_changes), writes=False)
@@ -102,8 +131,10 @@ def add(connection: sqlite3.Connection, key: str, operation: str, text: str, lim
             f"the sync queue is full ({facts['sync_changes']} changes, {facts['sync_bytes']} bytes): nothing was "
             "written; it takes more when a link has carried some"
         )
+    made = max(time.time_ns() // 1000, facts["sync_made"] + 1)
+    connection.execute("UPDATE petalbus_facts SET value = ? WHERE name = 'sync_made'", (made,))
     row = connection.execute(
-        "INSERT INTO petalbus_sync (key, operation, body) VALUES (?, ?, ?)", (key, operation, text)
+        "INSERT INTO petalbus_sync (key, operation, body, made) VALUES (?, ?, ?, ?)", (key, operation, text, made)
     )
     return row.lastrowid or 0
 

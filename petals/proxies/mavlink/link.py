@@ -29,6 +29,7 @@ NOT_CONNECTED: Final = "MAVLink connection not established"
 _RX: Final = "mavlink.rx"
 _STATE: Final = "vehicle.state"
 _REST_S: Final = 0.005
+_MOST_STATES: Final = 34
 _LINGER_S: Final = 10.0
 _RETRY_S: Final = 1.0
 _STATUS_S: Final = 1.0
@@ -172,7 +173,8 @@ class VehicleLink(ExternalProxy, ABC):
 
     def _on_state(self, entries: Entries) -> None:
         old = self._state_tail is not None and self._state_tail.entries == len(entries)
-        self._seen.take(entries[-1][1], now=self._now(), old=old)
+        for _, fields in entries[-_MOST_STATES:]:  # where there are several vehicles, the last may be about another one
+            self._seen.take(fields, now=self._now(), old=old)
         if self._dialect is None and self._seen.heard_at is not None and self._opening is None:
             self._opening = self._spawn(self._open(), "mavlink.open")
         self._judge_connection()

@@ -23,14 +23,16 @@ class VehicleSeen:
         self.heard_at: float | None = None
 
     def take(self, fields: list[bytes], *, now: float, old: bool) -> None:
-        """Read a record. ``old``: it was there before we listened; one of another boot then says nothing."""
+        """Read a record; one about another vehicle than the primary one is passed by. ``old``: it was there before we
+        listened; one of another boot then says nothing.
+        """
         try:
             record = Record.from_fields(fields)
         except RecordInvalid as error:
             log.warning("a record of topic vehicle.state cannot be read: %s", error)
             return
         state = record.data
-        if not isinstance(state, dict):
+        if not isinstance(state, dict) or state.get("primary") is False:
             return
         age = 0.0
         if record.mono is not None and record.boot_id == BOOT_ID:

@@ -119,8 +119,9 @@ class RedisProxy(TwoWayMessages, PubSub, KeyValue):
                 client = connect(self._url, app=self.app_id, bus=self._bus_name)
                 await client.start()
                 self._bus = client
-            self._set_ready(True)
             await self._start_pubsub()  # where this fails it is not ready, and all of this is tried again
+            self._set_ready(True)
+            self._begin_the_late()
 
     async def _connect_later(self) -> None:
         while True:

@@ -69,6 +69,8 @@ class Subscriber(Listener):
         self.reached = b"0-0"
         """The last record that it got while it was catching up."""
         self.catching_up = False
+        self.begun = False
+        """Whether its channel is listened to."""
 
     @property
     def after(self) -> str:
@@ -176,6 +178,12 @@ class PubSub(BaseProxy):
     async def _start_pubsub(self) -> None:
         if self._subscribers:
             await self._hear()
+
+    def _begin_the_late(self) -> None:
+        """Begin those that came, from any thread, while it was not ready yet; called once it is."""
+        for one in self._subscribers:
+            if not one.begun or (one.held is not None and not one.catching_up):
+                self._work(self._begin(one), Registered(), self._beginning)
 
     async def _stop_pubsub(self) -> None:
         for task in self._working:
@@ -285,6 +293,7 @@ class PubSub(BaseProxy):
 
     def _listen_to(self, subscriber: Subscriber) -> None:
         assert self._ears is not None
+        subscriber.begun = True
         if subscriber.pattern:
             self._ears.add(patterns=[subscriber.name])
         else:

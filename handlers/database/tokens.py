@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from petalbus.petals.proxies.errors import ProxyError, ProxyNotReady
-
-if TYPE_CHECKING:
-    import httpx
+from petalbus.handlers.database.errors import Away
 
 AHEAD_SECONDS: Final = 60.0
 ASSUMED_SECONDS: Final = 900.0
@@ -20,15 +16,15 @@ ASSUMED_SECONDS: Final = 900.0
 _TIMEOUT: Final = 10.0
 
 
-class TokenRefused(ProxyError):
-    """The token service gives us no token. The message never shows one."""
+class NoToken(Away):
+    """The token service gives us no token, or the cloud takes none of them. The message never shows one."""
 
     code = "cloud_token"
     status = 403
 
 
 class Tokens:
-    """The token of one proxy."""
+    """The token of one client."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -38,7 +34,7 @@ class Tokens:
         self.fetched = 0
 
     async def get(self, library: Any, *, refused: str | None = None) -> str:
-        """A valid token. ``refused``: the one that was not taken. Raises ProxyNotReady or TokenRefused."""
+        """A valid token. ``library``: httpx. ``refused``: the one that was not taken. Raises Away."""
         async with self._turn:
             if time.monotonic() >= self._until or self._token == refused:
                 self._token, seconds = await self._fetch(library)
@@ -51,31 +47,16 @@ class Tokens:
             async with library.AsyncClient(timeout=_TIMEOUT, trust_env=False) as client:
                 answer = await client.post(self._url)
         except library.HTTPError as error:
-            raise ProxyNotReady(f"the access token service at {self._url} cannot be reached") from error
-        if answer.status_code >= 400:
-            raise TokenRefused(f"the access token service answered {answer.status_code}")
+            raise Away(f"the access token service at {self._url} cannot be reached") from error
+        if answer.status_code >= 300:
+            raise NoToken(f"the access token service answered {answer.status_code}")
         try:
             told = answer.json()
             token = str(told["accessToken"])
         except (ValueError, KeyError, TypeError):
-            raise TokenRefused("the access token service's answer has no accessToken") from None
+            # without the cause: it may hold a piece of the answer
+            raise NoToken("the access token service's answer has no accessToken") from None
         return token, _seconds(told.get("expiresAt"))
-
-
-def bearer(library: Any, tokens: Tokens) -> httpx.Auth:
-    """Adds the token to each request; one that is refused as unauthorised goes out once more with a new one."""
-
-    class Bearer(library.Auth):  # type: ignore[misc]  # the library is loaded where it is used
-        async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-            token = await tokens.get(library)
-            request.headers["Authorization"] = f"Bearer {token}"
-            response = yield request
-            if response.status_code == 401:  # nothing was done
-                request.headers["Authorization"] = f"Bearer {await tokens.get(library, refused=token)}"
-                yield request
-
-    made: httpx.Auth = Bearer()
-    return made
 
 
 def _seconds(expires: Any) -> float:

@@ -1,0 +1,83 @@
+"""DynamoDB's errors in our words."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from petalbus.handlers.database.errors import Away, Failing, NotThere, Refused, TableError
+from petalbus.handlers.database.tokens import NoToken
+
+_EXPIRED: Final = (
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "UnrecognizedClientException",
+    "InvalidSignatureException",
+    "MissingAuthenticationToken",
+    "MissingAuthenticationTokenException",
+    "IncompleteSignature",
+    "IncompleteSignatureException",
+    "InvalidClientTokenId",
+)
+_BUSY: Final = (
+    "ProvisionedThroughputExceededException",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "LimitExceededException",
+    "TransactionConflictException",
+    "ItemCollectionSizeLimitExceededException",
+)
+_CHANGED: Final = "ConditionalCheckFailedException"
+
+
+class Changed(NotThere):
+    """The condition does not hold. Never leaves this room."""
+
+
+class Expired(NoToken):
+    """The cloud does not take these credentials."""
+
+
+@asynccontextmanager
+async def translated(call: str, where: str, *, last: bool = False) -> AsyncIterator[None]:
+    """Raise TableError for what the library raises. ``last``: new credentials do not help."""
+    from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError  # noqa: PLC0415  # loaded with the client by now
+
+    try:
+        yield
+    except ClientError as error:
+        raise _in_our_words(error.response, call, last=last) from error
+    except ParamValidationError as error:
+        raise Refused(f"{call}: {error}") from error
+    except (BotoCoreError, OSError, TimeoutError) as error:
+        raise Away(f"the cloud ({where}) cannot be reached: {type(error).__name__}") from error
+    except TableError:
+        raise
+    except RuntimeError as error:
+        if "still expired" not in str(error):  # the library has no class of its own for it
+            raise
+        text = "the session token service gives out expired credentials: is this machine's clock right?"
+        raise NoToken(text) from error
+    except Exception as error:
+        if type(error).__module__.startswith("botocore."):  # such as an answer that it cannot read
+            raise Away(f"the cloud ({where}) cannot be reached: {type(error).__name__}") from error
+        if getattr(error, "passes", None) is None:
+            raise
+        raise NoToken(str(error)) from error  # the credentials' own
+
+
+def _in_our_words(answer: Mapping[str, Any], call: str, *, last: bool) -> TableError:
+    told = answer.get("Error", {})
+    code, message = str(told.get("Code", "")), str(told.get("Message", ""))
+    status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if code == _CHANGED:
+        return Changed(message)
+    if code in _EXPIRED:
+        kind = NoToken if last else Expired
+        return kind(f"the cloud does not take the credentials that the session token service gives out ({code})")
+    if code in _BUSY or status >= 500 or status in (408, 429):
+        return Failing(f"{call}: the cloud answered {code or status}: {message}")
+    if not code or (code.isdigit() and 300 <= status < 400):
+        return Away(f"{call}: what answered ({status}) is no cloud")
+    return Refused(f"{call}: the cloud answered {code}: {message}", status if 400 <= status < 500 else 400)

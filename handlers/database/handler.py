@@ -1,0 +1,228 @@
+"""The database handler of the daemon: writes to the cloud's tables wait on the bus until they are done.
+
+    inbox of the app database -> one write of an item at a time -> link (tries when it is time) -> tables -> result
+                                                                                                       -> dead letter
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+
+from petalbus.daemon.bus.errors import BusError, HandlerError
+from petalbus.daemon.bus.handlers import Context
+from petalbus.handlers.database import words
+from petalbus.handlers.database.errors import Away, NotThere, TableError
+from petalbus.handlers.database.link import FIRST_WAIT_S, MOST_WAIT_S, Link, Tell
+from petalbus.handlers.database.tables import Done
+from petalbus.handlers.database.values import is_plain
+from petalbus.handlers.database.writes import Policy, Verdict, Write
+
+if TYPE_CHECKING:
+    from petalbus.daemon.bus.client import Bus
+    from petalbus.handlers.database.tables import Tables
+    from petalbus.schemas.record import Record
+
+HELD: Final = 256
+"""Writes in our hands, each of another item. More wait in the inbox."""
+
+AT_ONCE: Final = 8
+_MANY_ATTEMPTS: Final = 1_000_000
+_GRACE_S: Final = 0.2
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseOptions:
+    """``policy``: of all tables but those in ``other``. ``first_wait``, ``most_wait``: seconds between two attempts."""
+
+    policy: Policy = Policy.LAST_WRITER
+    other: Mapping[str, Policy] = field(default_factory=dict)
+    first_wait: float = FIRST_WAIT_S
+    most_wait: float = MOST_WAIT_S
+
+    def policy_of(self, table: str) -> Policy:
+        """What is done about items of a table that others have written."""
+        return self.other.get(table, self.policy)
+
+
+class Parked(Protocol):
+    """The local database's changes that were given up, where there are such."""
+
+    async def retry(self, seq: int) -> bool:
+        """Try one again."""
+
+    async def drop(self, seq: int) -> bool:
+        """Forget one."""
+
+    async def describe(self) -> dict[str, Any]:
+        """How many wait, by table, and which are parked."""
+
+
+class DatabaseHandler:
+    """Run it as ``async with DatabaseHandler(...)``; all it does is answer records.
+
+    ``bus``: a client as the app ``database``. ``machine``: this machine's id, None while it is not known.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        tables: Tables,
+        *,
+        machine: Callable[[], str | None],
+        options: DatabaseOptions | None = None,
+    ) -> None:
+        self.options = options = options or DatabaseOptions()
+        self.tables = tables
+        self.link = Link(at_once=AT_ONCE, first_wait=options.first_wait, most_wait=options.most_wait)
+        self.local: Parked | None = None
+        self._bus = bus
+        self._machine = machine
+        self._held = 0
+        self._counts = dict.fromkeys(("done", "repeated", "superseded", "refused"), 0)
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        bus = self._bus
+        # its handlers wait for the cloud, they do not compute; some workers are left for questions
+        bus.options = replace(bus.options, workers=HELD + 4, window=2 * HELD, stop_grace=_GRACE_S, sole=True)
+        bus.on(
+            words.WRITE,
+            redelivery="rerun",
+            concurrency=HELD,
+            max_attempts=_MANY_ATTEMPTS,  # that the machine was switched off is no reason to give a write up
+        )(self._take)
+        for kind, answer in ((words.STATUS, self._status), (words.RETRY, self._retry), (words.DROP, self._drop)):
+            bus.on(kind, overtakes=lambda _record: True)(answer)
+        self._stack.push_async_callback(self.tables.close)
+        await bus.start()
+        self._stack.push_async_callback(bus.close)
+        self.link.changed.set()
+        telling = asyncio.create_task(self._tell_state(), name="database.state")
+        self._stack.push_async_callback(_ended, telling)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def carry(self, make: Callable[[str], Write], tell: Tell) -> Done:
+        """Do a write, whenever that is possible. ``make``: the write of this machine. Raises TableError."""
+
+        async def call() -> Done:
+            machine = self._machine()
+            if not machine:
+                raise Away("the machine id is not known: set machine_id")
+            write = make(machine)
+            return await self.tables.write(write, self.options.policy_of(write.table))
+
+        self._held += 1
+        try:
+            done = await self.link.run(call, tell)
+        except TableError:
+            self._counts["refused"] += 1
+            raise
+        finally:
+            self._held -= 1
+        self._counts["done" if done.verdict is Verdict.APPLY else done.verdict.value] += 1
+        return done
+
+    def statistics(self) -> dict[str, Any]:
+        """The cloud's state, and counters."""
+        return {
+            "backend": self.tables.kind,
+            "where": self.tables.where,
+            "machine": self._machine(),
+            "held": self._held,
+            **self.link.statistics(),
+            **self._counts,
+        }
+
+    async def _take(self, record: Record, context: Context) -> dict[str, Any]:
+        number = record_number(record)
+        told: set[str] = set()
+
+        async def tell(reason: str) -> None:
+            if reason not in told:  # a reason is told once: the sender's inbox shall not fill up while we wait
+                told.clear()
+                told.add(reason)
+                await context.progress({"state": "waiting", "error": reason})
+
+        try:
+            done = await self.carry(lambda machine: Write.of(record.data, machine=machine, seq=number), tell)
+        except NotThere as error:  # nothing was lost: there was nothing to delete
+            raise HandlerError(str(error), error_code="NO_ITEM", data={"status": error.status}) from None
+        except TableError as error:
+            log.warning("write %s of %s is refused: %s", record.id, record.source, error)
+            data = {"status": error.status}
+            raise HandlerError(str(error), error_code=error.code.upper(), dead=True, data=data) from None
+        except Exception as error:  # a fault of ours: the record must get its end, and nobody gains by repeating it
+            log.exception("write %s of %s", record.id, record.source)
+            raise HandlerError(f"{type(error).__name__}: {error}", dead=True, data={"status": 500}) from error
+        if done.verdict is Verdict.SUPERSEDED:
+            log.info("write %s of %s came too late: the item has a later one", record.id, record.source)
+        extra = {} if done.verdict is Verdict.APPLY else {done.verdict.value: True}
+        return {"success": True, "data": plain_answer(done.answer), **extra}
+
+    async def _tell_state(self) -> None:
+        """Whether the cloud is away, where senders see it."""
+        key = words.away_key(self._bus.keys)
+        while True:
+            await self.link.changed.wait()
+            self.link.changed.clear()
+            problem = self.link.problem
+            try:
+                await (self._bus.ask("SET", key, problem) if problem else self._bus.ask("DEL", key))
+            except BusError as error:
+                log.info("the state of the cloud's tables could not be told: %s", error)
+                await asyncio.sleep(1)
+                self.link.changed.set()
+
+    # -- questions ----------------------------------------------------------------------------------------------------
+
+    async def _status(self, _record: Record) -> dict[str, Any]:
+        local = await self.local.describe() if self.local is not None else None
+        return {**self.statistics(), "local": local}
+
+    async def _retry(self, record: Record) -> dict[str, Any]:
+        return await self._act(record, "retry")
+
+    async def _drop(self, record: Record) -> dict[str, Any]:
+        return await self._act(record, "drop")
+
+    async def _act(self, record: Record, what: str) -> dict[str, Any]:
+        seq = record.data.get("seq") if isinstance(record.data, dict) else None
+        act: Callable[[int], Awaitable[bool]] | None = getattr(self.local, what, None)
+        if not isinstance(seq, int) or act is None or not await act(seq):
+            raise HandlerError(f"there is no parked change {seq!r}", error_code="NO_SUCH_CHANGE")
+        return {"seq": seq, what: True}
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def record_number(record: Record) -> int:
+    """The number of a write that bears none: when it was stored."""
+    milliseconds, _, count = (record.stream_id or "1-0").partition("-")
+    return int(milliseconds) * 1000 + min(999, int(count or 0))
+
+
+def plain_answer(answer: Any) -> Any:
+    """An answer as JSON says it: what it has no words for becomes text."""
+    if is_plain(answer):
+        return answer
+    if isinstance(answer, Mapping):
+        return {str(name): plain_answer(one) for name, one in answer.items()}
+    if isinstance(answer, Collection) and not isinstance(answer, str | bytes):
+        return [plain_answer(one) for one in answer]
+    return answer.decode(errors="replace") if isinstance(answer, bytes) else str(answer)

@@ -1,0 +1,127 @@
+"""Whether the cloud can be used, and who may try when it cannot: one at a time, more and more rarely."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+from petalbus.handlers.database.errors import TableError
+
+T = TypeVar("T")
+
+FIRST_WAIT_S: Final = 0.5
+MOST_WAIT_S: Final = 20.0
+_OWN_MOST_S: Final = 60.0
+_SPREAD: Final = 0.2
+
+Tell = Callable[[str], Awaitable[object]]
+"""Called with the reason when a call has to wait."""
+
+
+class Link:
+    """``at_once``: calls under way at a time. ``first_wait``, ``most_wait``: seconds between two attempts."""
+
+    def __init__(
+        self, *, at_once: int = 8, first_wait: float = FIRST_WAIT_S, most_wait: float = MOST_WAIT_S
+    ) -> None:
+        self.down = False
+        self.problem = ""
+        self.attempts = 0
+        self.last_error = ""
+        self.last_error_at: float | None = None
+        self.last_success_at: float | None = None
+        """Wall-clock seconds, as ``last_error_at``."""
+
+        self._first = first_wait
+        self._most = most_wait
+        self._wait = first_wait
+        self._next = 0.0
+        self._probe = asyncio.Lock()
+        self._slots = asyncio.Semaphore(at_once)
+        self._look = asyncio.Event()
+        self.changed = asyncio.Event()
+        """Set when it goes down or comes up, or is down for another reason."""
+
+    async def run(self, call: Callable[[], Awaitable[T]], tell: Tell) -> T:
+        """Call until there is an answer. Raises TableError that waiting does not help against."""
+        own = self._first
+        while True:
+            if self.down:
+                await tell(self.problem)
+                async with self._probe:
+                    if not self.down:
+                        continue
+                    await self._pause()
+                    done, answer = await self._attempt(call)
+            else:
+                async with self._slots:
+                    if self.down:
+                        continue
+                    done, answer = await self._attempt(call)
+            if not isinstance(answer, TableError):
+                return answer
+            if done:
+                raise answer
+            await tell(str(answer))
+            if not answer.away:
+                await asyncio.sleep(own * random.uniform(1 - _SPREAD, 1 + _SPREAD))  # noqa: S311  # not to meet others
+                own = min(_OWN_MOST_S, own * 2)
+
+    def look(self) -> None:
+        """Try now: there is a reason to believe that it works again."""
+        self._look.set()
+
+    def statistics(self) -> dict[str, Any]:
+        """How it is, for people."""
+        return {
+            "online": None if self.last_success_at is None and not self.down else not self.down,
+            "problem": self.problem,
+            "next_attempt_s": round(max(0.0, self._next - time.monotonic()), 1) if self.down else 0.0,
+            "attempts": self.attempts,
+            "last_error": self.last_error,
+            "last_error_at": self.last_error_at,
+            "last_success_at": self.last_success_at,
+        }
+
+    async def _attempt(self, call: Callable[[], Awaitable[T]]) -> tuple[bool, T | TableError]:
+        self.attempts += 1
+        try:
+            answer = await call()
+        except TableError as error:
+            self._failed(error)
+            return not error.passes, error
+        self._up()
+        self.last_success_at = time.time()
+        return True, answer
+
+    def _failed(self, error: TableError) -> None:
+        self.last_error, self.last_error_at = str(error), time.time()
+        if not error.away:
+            self._up()  # there was an answer
+            return
+        if self.down:
+            self._wait = min(self._most, self._wait * 2)
+        self._become(str(error))
+        self._next = time.monotonic() + self._wait
+
+    def _up(self) -> None:
+        self._wait = self._first
+        self._become("")
+
+    def _become(self, problem: str) -> None:
+        if problem != self.problem:
+            self.changed.set()
+        self.down, self.problem = bool(problem), problem
+
+    async def _pause(self) -> None:
+        self._look.clear()
+        left = (self._next - time.monotonic()) * random.uniform(1 - _SPREAD, 1)  # noqa: S311  # not to meet others
+        if left > 0:
+            try:
+                async with asyncio.timeout(left):
+                    await self._look.wait()
+            except TimeoutError:
+                return

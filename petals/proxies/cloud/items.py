@@ -1,0 +1,137 @@
+"""The proxy's calls by table, key and value: reads ask the cloud, writes go through the bus where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from petalbus.handlers.database.errors import TableError
+from petalbus.handlers.database.tables import Tables
+from petalbus.handlers.database.writes import Operation, Write
+from petalbus.petals.proxies.cloud.outbox import Outbox, Queued
+from petalbus.petals.proxies.errors import ProxyError, ProxyNotReady
+from petalbus.petals.proxies.localdb.items import Filter, Item, ItemCalls, ItemStore
+
+T = TypeVar("T")
+
+
+class CloudError(ProxyError):
+    """What the tables said. ``status``: HTTP's number for it."""
+
+    def __init__(self, error: TableError) -> None:
+        super().__init__(str(error))
+        self.code = error.code
+        self.status = error.status
+
+
+class CloudItems(ItemStore):
+    """``outbox``: None where this process writes by itself."""
+
+    def __init__(self, tables: Tables, outbox: Outbox | None) -> None:
+        self.tables = tables
+        self.outbox = outbox
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self.outbox is not None:
+            await self.outbox.close()
+        await self.tables.close()
+
+    async def get(self, machine: str, table: str, key: str, value: str) -> Item:
+        """One item."""
+        return await _told(self.tables.get(machine, table, key, value))
+
+    async def scan(self, machine: str, table: str, filters: Sequence[Filter]) -> list[Item]:
+        """The items."""
+        return await _told(self.tables.scan(machine, table, filters))
+
+    async def put(self, machine: str, table: str, key: str, value: str, data: Item, *, sync: bool) -> Any:  # noqa: ARG002  # it goes to the cloud anyway
+        """Write it whole."""
+        return await self.write(machine, table, (key, value), Operation.PUT, data)
+
+    async def change(self, machine: str, table: str, key: str, value: str, data: Item, *, sync: bool) -> Any:  # noqa: ARG002  # it goes to the cloud anyway
+        """Change it."""
+        return await self.write(machine, table, (key, value), Operation.UPDATE, data)
+
+    async def remove(self, machine: str, table: str, key: str, value: str, *, sync: bool) -> Any:  # noqa: ARG002  # it goes to the cloud anyway
+        """Mark it."""
+        return await self.write(machine, table, (key, value), Operation.DELETE, {})
+
+    async def write(
+        self,
+        machine: str,
+        table: str,
+        key: tuple[str, str],
+        operation: Operation,
+        data: Mapping[str, Any],
+        condition: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """One write: the cloud's answer, or Queued. Raises CloudError."""
+        write = Write(
+            machine=machine,
+            table=table,
+            key=key[0],
+            value=key[1],
+            operation=operation,
+            data=data,
+            condition=condition,
+        )
+
+        async def done() -> Any:
+            if await self.hands_over():
+                assert self.outbox is not None
+                return await self.outbox.write(write)
+            return (await self.tables.write(write, None)).answer
+
+        return await _told(done())
+
+    async def hands_over(self) -> bool:
+        """Whether writes go through the bus. Raises TableError."""
+        return self.outbox is not None and await self.outbox.served()
+
+    async def write_many(self, machine: str, table: str, items: Sequence[Item]) -> dict[str, str]:
+        """Write them from this process, each with its ``id``. Those that failed: id -> why. Raises CloudError."""
+        return await _told(self.tables.write_many(machine, table, "id", items))
+
+
+class CloudCalls(ItemCalls):
+    """``store`` and ``machine``: who answers, and for whom; they raise ProxyNotReady."""
+
+    def __init__(self, store: Callable[[], CloudItems], machine: Callable[[], str | None]) -> None:
+        super().__init__()
+        self._store = store
+        self._who = machine
+
+    async def start(self) -> None:
+        """Its owner starts it."""
+
+    async def stop(self) -> None:
+        """Its owner stops it."""
+
+    def _items(self) -> ItemStore:
+        return self._store()
+
+    def _machine(self) -> str:
+        machine = self._who()
+        if not machine:
+            raise ProxyNotReady("the cloud cannot be used: the machine id is not known")
+        return machine
+
+    def _saw(self, table: str, value: str, item: Mapping[str, Any]) -> None:
+        """The cloud's copy tells us nothing about ourselves."""
+
+
+def queued_or_done(answer: dict[str, Any]) -> dict[str, Any]:
+    """A call's answer; one that waits for the cloud says so: ``queued``, ``id``, ``message``."""
+    waits = answer.get("data")
+    if not isinstance(waits, Queued):
+        return answer
+    told = {"queued": True, "id": waits.id, "message": f"stored; it is done when the cloud can be reached: {waits.why}"}
+    return {"data": dict(waits.data), "success": True, **told}
+
+
+async def _told(call: Awaitable[T]) -> T:
+    try:
+        return await call
+    except TableError as error:
+        raise CloudError(error) from error
