@@ -145,6 +145,10 @@ class Upload:
             except HandlerError:
                 raise
             except (BucketError, BusError, ServerError, TimeoutError) as error:
+                me = asyncio.current_task()
+                if me is not None and me.cancelling():
+                    # the attempt failed in the moment in which it was cancelled, and told only that
+                    raise asyncio.CancelledError from error
                 await self._go_on_after(error)
                 continue
             if result is not None:

@@ -31,8 +31,9 @@ async def outbox(server: RealServer, bus_name: str) -> AsyncIterator[asyncio.Que
     async with (
         Bus(server.url, app=words.APP, bus=bus_name) as main,
         Bus(server.url, app=words.TELEMETRY, bus=bus_name) as telemetry,
+        Bus(server.url, app=words.COMMANDS, bus=bus_name) as commands,
     ):
-        for one in (main, telemetry):
+        for one in (main, telemetry, commands):
 
             @one.on(words.PUBLISH)
             async def publish(record: Record) -> None:
