@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from petalbus.daemon.bus.url import parse
@@ -189,13 +189,11 @@ class Settings(VehicleSettings, MqttSettings, CloudSettings, BaseSettings):
         return (init_settings,)
 
 
-_OWN_TABLES: Final = (VehicleSettings, MqttSettings, CloudSettings)
+_OWN_TABLES: Final[tuple[type[BaseModel], ...]] = (VehicleSettings, MqttSettings, CloudSettings)
 NAMES: Final = tuple(
     sorted(
         Settings.model_fields,
-        key=lambda name: next(
-            (place for place, part in enumerate(_OWN_TABLES, 1) if name in part.model_fields), 0
-        ),
+        key=lambda name: next((place for place, part in enumerate(_OWN_TABLES, 1) if name in part.model_fields), 0),
     )
 )
 """The settings of the vehicle, the MQTT link and the cloud come last: they have tables of their own in the file."""

@@ -78,8 +78,11 @@ class Reaper:
     async def succeed(self) -> None:
         """Take over at once what every other consumer holds, alive or not. Raises BusError."""
         for level, stream in reversed(self._keys.inboxes(self._app).items()):
+            rows: list[list[Any]] = []
             for name in await self._holders(stream) - {self._me()}:
-                await self._take(level, stream, name, _MANY)
+                rows += await self._claim(level, stream, name, _MANY)
+            for row in sorted(rows, key=_place):  # of several predecessors, in the order of the stream
+                self._taken(level, stream, row)
         for name in await self.beats():
             if name != self._me():
                 await self._outbox.ask("HDEL", self._keys.beats, f"{self._app}|{name}")
@@ -168,16 +171,24 @@ class Reaper:
         finished = True
         for level, stream in reversed(self._keys.inboxes(self._app).items()):
             room = max(0, self._room(level))
-            finished = await self._take(level, stream, dead, room) < room and finished
+            rows = await self._claim(level, stream, dead, room)
+            for row in rows:
+                self._taken(level, stream, row)
+            finished = finished and len(rows) < room
         return finished
 
-    async def _take(self, level: Priority, stream: str, dead: str, most: int) -> int:
-        """Fence a consumer of one stream and take at most so many of its entries; how many they were."""
+    async def _claim(self, level: Priority, stream: str, dead: str, most: int) -> list[list[Any]]:
+        """Fence a consumer of one stream and take at most so many of its entries."""
         keys = [stream, self._keys.fenced, self._keys.ids, self._keys.ids_before]
         rows = await self._outbox.run("takeover", keys, [GROUP, dead, self._me(), most])
         if rows:
             log.warning("%s took over %d records of %s from dead %s", self._me(), len(rows), level.name, dead)
         self.taken_over += len(rows)
-        for row in rows:
-            self._taken(level, stream, row)
-        return len(rows)
+        claimed: list[list[Any]] = rows
+        return claimed
+
+
+def _place(row: list[Any]) -> tuple[int, int]:
+    """An entry's place in its stream."""
+    head, _, tail = row[0].decode().partition("-")
+    return int(head), int(tail)

@@ -105,6 +105,7 @@ class Daemon:
         self._cloud.include_in(self.http)
         self._bucket = BucketRoutes(settings, url=lambda: self._url, configured=is_configured(settings))
         self._bucket.include_in(self.http)
+        self.http.include(lambda: import_module("petalbus.daemon.http.mavftp").mavftp_router(lambda: self._bus))
         self.restarts = False
         """It ends to be started again."""
         self._since = _process_start()

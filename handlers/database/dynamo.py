@@ -92,7 +92,8 @@ class DynamoTables(Tables):
         """The items, page by page (the cloud reads 1 MB a page, and filters then)."""
         wanted = {**conditions.scan(machine, filters), "ConsistentRead": True}
         found: list[Item] = []
-        size, more = 0, {}
+        size = 0
+        more: dict[str, Any] = {}
         while True:
             answer = await self._call("scan", table, **wanted, **more)
             for one in answer.get("Items", []):

@@ -1,7 +1,7 @@
 """The database handler of the daemon: writes to the cloud's tables wait on the bus until they are done.
 
-    inbox of the app database -> one write of an item at a time -> link (tries when it is time) -> tables -> result
-                                                                                                       -> dead letter
+inbox of the app database -> one write of an item at a time -> link (tries when it is time) -> tables -> result
+                                                                                                   -> dead letter
 """
 
 from __future__ import annotations
@@ -93,26 +93,38 @@ class DatabaseHandler:
         bus = self._bus
         # its handlers wait for the cloud, they do not compute; some workers are left for questions
         bus.options = replace(bus.options, workers=HELD + 4, window=2 * HELD, stop_grace=_GRACE_S, sole=True)
-        bus.on(
-            words.WRITE,
-            redelivery="rerun",
-            concurrency=HELD,
-            max_attempts=_MANY_ATTEMPTS,  # that the machine was switched off is no reason to give a write up
-        )(self._take)
+        bus.hold(words.WRITE)
         for kind, answer in ((words.STATUS, self._status), (words.RETRY, self._retry), (words.DROP, self._drop)):
             bus.on(kind, overtakes=lambda _record: True)(answer)
         self._stack.push_async_callback(self.tables.close)
-        await bus.start()
         self._stack.push_async_callback(bus.close)
-        self.link.changed.set()
-        telling = asyncio.create_task(self._tell_state(), name="database.state")
-        self._stack.push_async_callback(_ended, telling)
+        try:
+            await self._listen()
+        except BaseException:
+            await self._stack.aclose()
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
+
+    async def _listen(self) -> None:
+        bus = self._bus
+        await bus.start()
+        # What a predecessor left comes in several pieces, the older ones not always first: none starts before all are
+        # there, else writes of one item could be done in another order.
+        await bus.listen()
+        bus.on(
+            words.WRITE,
+            redelivery="rerun",
+            concurrency=HELD,
+            max_attempts=_MANY_ATTEMPTS,  # that the machine was switched off is no reason to give a write up
+        )(self._take)
+        self.link.changed.set()
+        telling = asyncio.create_task(self._tell_state(), name="database.state")
+        self._stack.push_async_callback(_ended, telling)
 
     async def carry(self, make: Callable[[str], Write], tell: Tell) -> Done:
         """Do a write, whenever that is possible. ``make``: the write of this machine. Raises TableError."""

@@ -24,10 +24,7 @@ Tell = Callable[[str], Awaitable[object]]
 class Link:
     """``at_once``: calls under way at a time. ``first_wait``, ``most_wait``: seconds between two attempts."""
 
-    def __init__(
-        self, *, at_once: int = 8, first_wait: float = FIRST_WAIT_S, most_wait: float = MOST_WAIT_S
-    ) -> None:
-        self.down = False
+    def __init__(self, *, at_once: int = 8, first_wait: float = FIRST_WAIT_S, most_wait: float = MOST_WAIT_S) -> None:
         self.problem = ""
         self.attempts = 0
         self.last_error = ""
@@ -49,16 +46,16 @@ class Link:
         """Call until there is an answer. Raises TableError that waiting does not help against."""
         own = self._first
         while True:
-            if self.down:
+            if self.is_down():
                 await tell(self.problem)
                 async with self._probe:
-                    if not self.down:
+                    if not self.is_down():
                         continue
                     await self._pause()
-                    done, answer = await self._attempt(call)
+                    done, answer = await self._attempt(call, probing=True)
             else:
                 async with self._slots:
-                    if self.down:
+                    if self.is_down():
                         continue
                     done, answer = await self._attempt(call)
             if not isinstance(answer, TableError):
@@ -70,6 +67,10 @@ class Link:
                 await asyncio.sleep(own * random.uniform(1 - _SPREAD, 1 + _SPREAD))  # noqa: S311  # not to meet others
                 own = min(_OWN_MOST_S, own * 2)
 
+    def is_down(self) -> bool:
+        """Whether the cloud cannot be used, as far as is known."""
+        return bool(self.problem)
+
     def look(self) -> None:
         """Try now: there is a reason to believe that it works again."""
         self._look.set()
@@ -77,32 +78,32 @@ class Link:
     def statistics(self) -> dict[str, Any]:
         """How it is, for people."""
         return {
-            "online": None if self.last_success_at is None and not self.down else not self.down,
+            "online": None if self.last_success_at is None and not self.is_down() else not self.is_down(),
             "problem": self.problem,
-            "next_attempt_s": round(max(0.0, self._next - time.monotonic()), 1) if self.down else 0.0,
+            "next_attempt_s": round(max(0.0, self._next - time.monotonic()), 1) if self.is_down() else 0.0,
             "attempts": self.attempts,
             "last_error": self.last_error,
             "last_error_at": self.last_error_at,
             "last_success_at": self.last_success_at,
         }
 
-    async def _attempt(self, call: Callable[[], Awaitable[T]]) -> tuple[bool, T | TableError]:
+    async def _attempt(self, call: Callable[[], Awaitable[T]], *, probing: bool = False) -> tuple[bool, T | TableError]:
         self.attempts += 1
         try:
             answer = await call()
         except TableError as error:
-            self._failed(error)
+            self._failed(error, probing=probing)
             return not error.passes, error
         self._up()
         self.last_success_at = time.time()
         return True, answer
 
-    def _failed(self, error: TableError) -> None:
+    def _failed(self, error: TableError, *, probing: bool) -> None:
         self.last_error, self.last_error_at = str(error), time.time()
         if not error.away:
             self._up()  # there was an answer
             return
-        if self.down:
+        if probing:  # several that were under way fail at once: that is one failure
             self._wait = min(self._most, self._wait * 2)
         self._become(str(error))
         self._next = time.monotonic() + self._wait
@@ -114,7 +115,7 @@ class Link:
     def _become(self, problem: str) -> None:
         if problem != self.problem:
             self.changed.set()
-        self.down, self.problem = bool(problem), problem
+        self.problem = problem
 
     async def _pause(self) -> None:
         self._look.clear()

@@ -119,9 +119,7 @@ class HttpTables(Tables):
         failed: dict[str, str] = {}
         for item in items:
             data = {name: one for name, one in item.items() if name != key}
-            one = Write(
-                machine=machine, table=table, key=key, value=str(item[key]), operation=Operation.PUT, data=data
-            )
+            one = Write(machine=machine, table=table, key=key, value=str(item[key]), operation=Operation.PUT, data=data)
             try:
                 await self.write(one, None)
             except TableError as error:
@@ -136,7 +134,12 @@ class HttpTables(Tables):
 
     async def _fetch(self, machine: str, table: str, key: str, value: str) -> Item:
         body = {"onBoardId": machine, "table_name": table, "partition_key": key, "partition_value": value}
-        answer = await self._post(self.addresses.get, body, reads=True)
+        try:
+            answer = await self._post(self.addresses.get, body, reads=True)
+        except Refused as error:
+            if error.status != NotThere.status:
+                raise
+            return {}  # one that is not there; where it is the table, writing says so
         if answer is None:
             return {}
         if not isinstance(answer, dict):
@@ -195,20 +198,22 @@ class HttpTables(Tables):
 
     async def _connected(self, library: Any) -> httpx.AsyncClient:
         async with self._making:
-            if self._client is None:
+            client = self._client
+            if client is None:
                 limits = library.Limits(
                     max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS, keepalive_expiry=_KEEP_SECONDS
                 )
                 timeout = library.Timeout(self._timeout, connect=min(CONNECT_SECONDS, self._timeout))
                 # In a thread: certificates are read from files even for plain HTTP.
-                self._client = await asyncio.to_thread(
+                made: httpx.AsyncClient = await asyncio.to_thread(
                     library.AsyncClient,
                     base_url=self.addresses.root,
                     limits=limits,
                     timeout=timeout,
                     trust_env=False,
                 )
-            return self._client
+                self._client = client = made
+            return client
 
 
 def _httpx() -> Any:

@@ -25,18 +25,8 @@ def to_attribute(value: Any, depth: int = 0) -> dict[str, Any]:
     """One value. Raises Refused for what there is no type for."""
     if depth > MAX_DEPTH:
         raise Refused(f"an item may be nested {MAX_DEPTH} deep")
-    if value is None or (isinstance(value, float | Decimal) and not _is_finite(value)):
-        return {"NULL": True}
-    if isinstance(value, bool):
-        return {"BOOL": value}
-    if isinstance(value, str):
-        return {"S": str(value)}
-    if isinstance(value, int | float | Decimal):
-        return {"N": _number(value)}
-    if isinstance(value, bytes | bytearray | memoryview):
-        return {"B": bytes(value)}
-    if isinstance(value, dt.date | dt.time):  # a datetime is a date
-        return {"S": value.isoformat()}
+    if (plain := _plain(value)) is not None:
+        return plain
     if isinstance(value, Mapping):
         return {"M": {str(name): to_attribute(one, depth + 1) for name, one in value.items()}}
     if isinstance(value, list | tuple):
@@ -44,6 +34,24 @@ def to_attribute(value: Any, depth: int = 0) -> dict[str, Any]:
     if isinstance(value, set | frozenset):
         return _set(value)
     raise Refused(f"a table has no type for {type(value).__name__}")
+
+
+def _plain(value: Any) -> dict[str, Any] | None:
+    """A value that holds no others; None for others."""
+    made: dict[str, Any] | None = None
+    if value is None or (isinstance(value, float | Decimal) and not _is_finite(value)):
+        made = {"NULL": True}
+    elif isinstance(value, bool):
+        made = {"BOOL": value}
+    elif isinstance(value, str):
+        made = {"S": str(value)}
+    elif isinstance(value, int | float | Decimal):
+        made = {"N": _number(value)}
+    elif isinstance(value, bytes | bytearray | memoryview):
+        made = {"B": bytes(value)}
+    elif isinstance(value, dt.date | dt.time):  # a datetime is a date
+        made = {"S": value.isoformat()}
+    return made
 
 
 def from_attribute(attribute: Mapping[str, Any]) -> Any:

@@ -49,7 +49,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Write:
-    """``data``: members; the key may be one of them. ``condition``: members that the item must have, else it is a conflict."""
+    """``data``: members; the key may be one of them. ``condition``: members that the item must have, else Conflict."""
 
     machine: str
     table: str
@@ -74,7 +74,7 @@ class Write:
             if not isinstance(word, str) or not word or len(word) > MAX_NAME:
                 raise Refused(f"{what} must be a text of 1 to {MAX_NAME} characters, not {word!r:.80}")
         try:
-            operation = Operation(told.get("operation"))
+            operation = Operation(str(told.get("operation")))
         except ValueError:
             raise Refused(f"operation {told.get('operation')!r} must be put, update or delete") from None
         item, condition = told.get("item") or {}, told.get("condition")

@@ -9,6 +9,7 @@ import pytest
 
 from petalbus.daemon.bus.client import Bus
 from petalbus.daemon.bus.errors import IdConflict
+from petalbus.daemon.bus.options import BusOptions
 from petalbus.schemas.record import Record
 
 from support.servers import RealServer
@@ -83,3 +84,38 @@ async def test_a_topic_keeps_an_id_once(server: RealServer, bus_name: str) -> No
             if record.id == "e2":
                 break
         assert seen == [("e1", 1), ("e2", 4)]
+
+
+async def test_a_sole_process_takes_over_in_the_order_of_the_stream(server: RealServer, bus_name: str) -> None:
+    """I3: of several predecessors at once, at the start, and before anything newer."""
+    gate = asyncio.Event()
+    options = BusOptions(workers=2, window=4, stop_grace=0.1)
+    left: list[Bus] = []
+    async with Bus(server.url, app="boss", bus=bus_name) as boss:
+        for number in range(30):
+            await boss.send("worker", "work", {"n": number})
+        for _ in range(3):  # each takes a few, and stops with them in hand
+            one = Bus(server.url, app="worker", bus=bus_name, options=options)
+            left.append(one)
+
+            async def stuck(_record: Record) -> None:
+                await gate.wait()
+
+            one.on("work", concurrency=None, overtakes=lambda _record: True)(stuck)
+            await one.start()
+            await asyncio.sleep(0.1)
+        for one in left:
+            await one.close()
+        done: list[int] = []
+        all_there = asyncio.Event()
+        sole = Bus(server.url, app="worker", bus=bus_name, options=BusOptions(workers=32, sole=True))
+
+        async def work(record: Record) -> None:
+            done.append(record.data["n"])
+            if len(done) == 30:
+                all_there.set()
+
+        sole.on("work", concurrency=None, overtakes=lambda _record: True)(work)
+        async with sole, asyncio.timeout(10):
+            await all_there.wait()
+        assert done == sorted(done)

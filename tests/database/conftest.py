@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -118,9 +119,7 @@ async def cloud() -> AsyncIterator[CloudService]:
 @pytest.fixture
 async def world(server: RealServer, bus_name: str, cloud: CloudService) -> AsyncIterator[World]:
     """With the config service: ``await world.start()``."""
-    made = World(
-        server, bus_name, cloud, lambda: HttpTables(Addresses(cloud.url), f"{cloud.url}/token", timeout=10)
-    )
+    made = World(server, bus_name, cloud, lambda: HttpTables(Addresses(cloud.url), f"{cloud.url}/token", timeout=10))
     async with made.stack:
         yield made
         await made.stop()
@@ -139,8 +138,6 @@ def dynamo_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        import socket  # noqa: PLC0415  # only here
-
         end = time.monotonic() + 30
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
@@ -188,9 +185,7 @@ def dynamo_tables(relay: Relay, prefix: str | None = None) -> DynamoTables:
 
 
 @pytest.fixture
-async def dynamo_world(
-    server: RealServer, bus_name: str, relay: Relay, dynamo: DynamoTables
-) -> AsyncIterator[World]:
+async def dynamo_world(server: RealServer, bus_name: str, relay: Relay, dynamo: DynamoTables) -> AsyncIterator[World]:
     """With DynamoDB."""
     made = World(server, bus_name, relay, lambda: dynamo_tables(relay, dynamo.prefix))
     async with made.stack:

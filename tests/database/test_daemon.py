@@ -14,10 +14,12 @@ import pytest
 
 import petalbus
 from petalbus.handlers.database import words
+from petalbus.handlers.database.dynamo import DynamoTables
+from petalbus.petals.proxies.cloud import CloudDBProxy
 from petalbus.petals.proxies.localdb import LocalDBProxy
 
 from .conftest import MACHINE, TABLE, until
-from .http_end import CloudService
+from .http_end import CloudService, Relay
 from support.procs import Child, Children
 from support.servers import kill_leftovers
 
@@ -37,12 +39,12 @@ class Site:
             "PETALBUS_HTTP_PORT": "0",
             "PETALBUS_MQTT_TRANSPORT": "off",
         }
-        self.url = ""
+        self.url = self.bus_url = ""
 
     async def up(self) -> Child:
         """Start the daemon."""
         daemon = await self.children.petalbus("up", "--json", environment=self.environment)
-        await daemon.line('"ready"', timeout=30)
+        self.bus_url = json.loads(await daemon.line('"ready"', timeout=30))["url"]
         self.url = json.loads(await daemon.line('"http_ready"', timeout=30))["url"]
         async with asyncio.timeout(30), petalbus.connect(app="test", data=self.data) as bus:
             await bus.request(words.APP, words.STATUS, {}, timeout=30)
@@ -85,6 +87,10 @@ async def test_killed_between_a_write_and_its_end(site: Site, cloud: CloudServic
         assert (told["online"], told["waiting"][0]["table"], told["waiting"][0]["waiting"]) == (False, TABLE, 2)
         assert told["waiting"][0]["oldest_s"] > 0
         assert "cannot be reached" in told["last_error"]
+        shown = await site.children.petalbus("sync", "status", environment=site.environment)
+        assert await shown.wait(timeout=30) == 0, shown.errors
+        assert "offline" in shown.output[0]
+        assert any(line.split()[:2] == [TABLE, "2"] for line in shown.output), shown.output
         cloud.wait.set()
         await cloud.open()
         await until(lambda: len(cloud.writes) == 2)
@@ -101,8 +107,42 @@ async def test_killed_between_a_write_and_its_end(site: Site, cloud: CloudServic
     assert (await site.run("sync", "status"))[0]["waiting"] == []
 
 
+async def test_a_bad_link_and_a_daemon_that_is_killed(site: Site, cloud: CloudService) -> None:
+    """S-054, S-055: whatever breaks meanwhile, each row ends whole, its writes in order and each of them once."""
+    daemon = await site.up()
+    proxy = CloudDBProxy(f"{cloud.url}/token", cloud.url, machine_id=MACHINE, wait=0.2, url=site.bus_url)
+    await proxy.start()
+    keys, rounds = "abcdefghij", 12
+
+    async def fly(key: str) -> None:
+        for n in range(rounds):
+            told = await proxy.update_item(TABLE, key, {f"m{n}": True, "n": n})
+            assert told["success"], told
+
+    async def disturb() -> Child:
+        cloud.lose_answers = 5
+        await asyncio.sleep(0.2)
+        await cloud.shut()
+        await asyncio.sleep(0.2)
+        daemon.kill()
+        await daemon.wait()
+        await cloud.open()
+        cloud.lose_answers = 5
+        return await site.up()
+
+    try:
+        await asyncio.gather(disturb(), *map(fly, keys))
+        await until(lambda: all(cloud.tables[TABLE].get(key, {}).get("n") == rounds - 1 for key in keys), seconds=40)
+    finally:
+        await proxy.stop()
+    for key in keys:
+        assert all(cloud.tables[TABLE][key][f"m{n}"] for n in range(rounds))
+        assert [body["data"]["n"] for _, body in cloud.writes if body["filter_value"] == key] == list(range(rounds))
+    assert (await site.run("sync", "status"))[0]["parked"] == []
+
+
 async def test_the_local_database_is_carried(site: Site, cloud: CloudService) -> None:
-    """S-062, C-26: changes made offline reach the cloud by themselves, once and in order; the refused ones are parked."""
+    """S-062, C-26: changes made offline reach the cloud by themselves, once and in order; refused ones are parked."""
     await cloud.shut()
     site.data.mkdir(parents=True, exist_ok=True)
     local = LocalDBProxy(file=site.data / "local.db", machine_id=MACHINE, sync_tables=[TABLE])
@@ -141,9 +181,28 @@ async def test_the_local_database_is_carried(site: Site, cloud: CloudService) ->
                 await asyncio.sleep(0.05)
         assert rows["bad"]["n"] == 2  # the later one stays
         assert [one.key for one in await local.sync_pending()] == ["a petal's own"]
-        assert (await site.run("sync", "drop", "77", code=1))[0]["code"] == "no_such_change"
+        assert "no parked change" in str(await site.run("sync", "drop", "77", code=1))
     finally:
         await local.stop()
+
+
+async def test_a_daemon_with_dynamodb(site: Site, relay: Relay, dynamo: DynamoTables) -> None:
+    """S-054: by settings alone; nothing is asked before there is something to do."""
+    site.environment |= {
+        "PETALBUS_CLOUD_BACKEND": "dynamodb",
+        "PETALBUS_CLOUD_ENDPOINT": relay.url,
+        "PETALBUS_CLOUD_TABLE_PREFIX": dynamo.prefix,
+        "PETALBUS_SESSION_TOKEN_URL": f"{relay.url}/token",
+    }
+    relay.requests = 0
+    await site.up()
+    assert relay.requests == 0
+    item = {"table_name": TABLE, "key_name": "id", "key_value": "1"}
+    async with httpx.AsyncClient(base_url=site.url, timeout=30) as http:
+        done = await http.post("/cloud/set-item", json={**item, "item_data": {"a": 0.5}})
+        assert (done.status_code, done.json()["data"]["a"]) == (200, 0.5)
+    assert (await dynamo.get(MACHINE, TABLE, "id", "1"))["a"] == 0.5
+    assert (await site.run("sync", "status"))[0]["backend"] == "dynamodb"
 
 
 async def test_without_a_cloud(children: Children, data_dir: Path) -> None:

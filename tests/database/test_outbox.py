@@ -137,6 +137,8 @@ async def test_what_is_refused_and_what_is_tried_again(world: World, cloud: Clou
     answers = [SERVER_ERROR, SERVER_ERROR, (429, b"{}"), (200, b"<html>sign in here</html>"), (302, b"")]
 
     def trouble(call: str, body: dict[str, Any]) -> tuple[int, bytes] | None:
+        if call == "getData" and body["partition_value"] not in cloud.tables.get(TABLE, {}):
+            return 404, b'{"message": "no such item"}'
         if body.get("filter_value") == "bad":
             return 422, b'{"message": "no such column"}'
         return answers.pop() if body.get("filter_value") == "slow" and call == "setData" and answers else None

@@ -95,6 +95,7 @@ async def test_the_usual_messages_at_the_usual_rates(ground: Callable[..., Any])
     station = await ground()
     station.peer.heartbeat()
     await station.peer.until(lambda: station.peer.of("HOME_POSITION"))
+    await asyncio.sleep(0.3)  # its greetings, one of each rare message, are over
     first = len(station.peer.heard)
     began = time.monotonic()
     beats = len(station.peer.of("HEARTBEAT"))

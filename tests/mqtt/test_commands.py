@@ -129,7 +129,8 @@ async def test_a_command_goes_to_whoever_says_that_it_is_his(desk: Desk) -> None
     first, second = Taker(), Taker()
     async with (
         desk.petal("here", first.handle, commands=["here/go"]),
-        desk.petal("other", second.handle, commands=["x/y"]),desk.running()
+        desk.petal("other", second.handle, commands=["x/y"]),
+        desk.running(),
     ):
         await desk.command("here/go", "1")
         await desk.command("x/y", "2")

@@ -108,6 +108,10 @@ class CloudCalls(ItemCalls):
     async def stop(self) -> None:
         """Its owner stops it."""
 
+    def ready_to_write(self, table: str, key: str, value: str, data: Any) -> tuple[str, Item]:
+        """This machine, and the item with its id. Raises ProxyError for what can name no item."""
+        return self._ready_to_write(table, key, value, data)
+
     def _items(self) -> ItemStore:
         return self._store()
 

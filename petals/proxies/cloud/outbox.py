@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from petalbus.schemas.record import Record
 
 
-
-
 class Queued:
     """A write that is stored, and waits for the cloud. ``id``: of its record; ``why``: what it waits for."""
 
@@ -90,7 +88,8 @@ class Outbox:
         )  # fmt: skip
         asked = asyncio.ensure_future(request)
         try:
-            await asyncio.wait([asked, waits], return_when=asyncio.FIRST_COMPLETED)
+            both: set[asyncio.Future[Any]] = {asked, waits}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if not asked.done():
                 return Queued(name, write.data, waits.result())
             return asked.result().data.get("data")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
-from petalbus.handlers.database.errors import TableError
 from petalbus.handlers.database.writes import Operation
 from petalbus.petals.proxies.base import BaseProxy
-from petalbus.petals.proxies.cloud.items import CloudCalls, CloudError, CloudItems, queued_or_done
+from petalbus.petals.proxies.cloud.batch import failed, summary, write_all
+from petalbus.petals.proxies.cloud.items import CloudCalls, CloudItems, queued_or_done
 from petalbus.petals.proxies.cloud.outbox import Outbox
 from petalbus.petals.proxies.cloud.tables import make_tables, missing
 from petalbus.petals.proxies.errors import ProxyError, ProxyNotReady, error_result
@@ -21,7 +20,6 @@ log = logging.getLogger("CloudDBProxy")
 Result = dict[str, Any]
 PATH: Final = "/drone/onBoard/config"
 WAIT_S: Final = 5.0
-_AT_ONCE: Final = 32
 
 
 class CloudDBProxy(BaseProxy):
@@ -156,11 +154,11 @@ class CloudDBProxy(BaseProxy):
         """
         name, value = _key((key,), {}, ("filter_key", "filter_value"))
         try:
-            machine, owned = self._tables._ready_to_write(table_name, name, value, data)
+            machine, owned = self._tables.ready_to_write(table_name, name, value, data)
             operation = Operation.PUT if whole else Operation.UPDATE
             answer = await self._service().write(machine, table_name, (name, value), operation, owned, condition)
         except ProxyError as error:
-            return _failed(error)
+            return failed(error)
         return queued_or_done({"data": answer, "success": True})
 
     async def batch_write(self, table_name: str, items: Iterable[dict[str, Any]]) -> Result:
@@ -168,50 +166,23 @@ class CloudDBProxy(BaseProxy):
 
         Those that wait for the cloud count as written; ``queued`` says that there are such.
         """
-        given = list(items)
         good: list[dict[str, Any]] = []
-        failed: list[dict[str, Any]] = []
-        for item in given:
+        refused: list[dict[str, Any]] = []
+        machine = ""
+        for item in items:
             try:
                 if not isinstance(item.get("id"), str):
                     raise QueryRefused("the item needs a text under id: that is its key")
-                machine, owned = self._tables._ready_to_write(table_name, "id", item["id"], item)
+                machine, owned = self._tables.ready_to_write(table_name, "id", item["id"], item)
+                store = self._service()
                 good.append(owned)
             except ProxyError as error:
-                failed.append({"id": item.get("id"), **_failed(error)})
-        queued = False
-        try:
-            if good and await self._service().hands_over():
-                answers = await self._put_all(table_name, good)
-                queued = any(answer.get("queued") for answer in answers)
-                bad = {one["id"]: answer for one, answer in zip(good, answers, strict=True) if "error" in answer}
-            elif good:
-                reasons = await self._service().write_many(machine, table_name, good)
-                bad = {name: error_result(reason, 502) for name, reason in reasons.items()}
-            else:
-                bad = {}
-        except ProxyError as error:
-            bad = {one["id"]: _failed(error) for one in good}
-        except TableError as error:
-            bad = {one["id"]: _failed(CloudError(error)) for one in good}
-        failed += [{"id": name, **answer} for name, answer in bad.items()]
-        written = [one["id"] for one in good if one["id"] not in bad]
-        told: Result = {"data": {"written": written, "failed": failed}, "success": not failed}
-        if queued:
-            told["queued"] = True
-        if failed:
-            told |= error_result(f"{len(failed)} of {len(given)} items were not written", 502)
-        return told
-
-    async def _put_all(self, table: str, items: list[dict[str, Any]]) -> list[Result]:
-        """Each as a write of its own: those of one key stay in order."""
-        slots = asyncio.Semaphore(_AT_ONCE)
-
-        async def one(item: dict[str, Any]) -> Result:
-            async with slots:
-                return await self.put_item(table, item)
-
-        return list(await asyncio.gather(*map(one, items)))
+                refused.append({"id": item.get("id"), **failed(error)})
+        if not good:
+            return summary([], refused, queued=False)
+        bad, queued = await write_all(store, machine, table_name, good, lambda item: self.put_item(table_name, item))
+        refused += [{"id": name, **answer} for name, answer in bad.items()]
+        return summary([one["id"] for one in good if one["id"] not in bad], refused, queued=queued)
 
     async def health_check(self) -> dict[str, Any]:
         """State, and whether the last call reached the service."""
@@ -247,7 +218,3 @@ def _filters(given: Any) -> list[dict[str, Any]] | None:
     if isinstance(given, Mapping):
         return [{"filter_key_name": name, "filter_key_value": value} for name, value in given.items()]
     return given  # type: ignore[no-any-return]  # checked where it is used
-
-
-def _failed(error: ProxyError) -> Result:
-    return error_result(str(error), getattr(error, "status", 503), error_code=error.code)

@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import orjson
@@ -121,6 +122,17 @@ class SyncQueue(BaseProxy):
     async def _own(self, work: Callable[[sqlite3.Connection], T], *, writes: bool) -> T:
         """Run our own statements; part of the calling task's transaction when it has one."""
         raise NotImplementedError
+
+
+def read_items(file: Path, limit: int) -> list[Change]:
+    """``sync_items`` of a file that nobody here has open, and that is not kept open. Blocks. Raises sqlite3.Error."""
+    # not read-only: the log of somebody who was killed must be read, too
+    connection = sqlite3.connect(f"{file.resolve().as_uri()}?mode=rw", uri=True, timeout=1.0, isolation_level=None)
+    try:
+        connection.execute("PRAGMA query_only = ON")
+        return _changes(connection, _ITEMS, limit)
+    finally:
+        connection.close()
 
 
 def add(connection: sqlite3.Connection, key: str, operation: str, text: str, limit: int) -> int:

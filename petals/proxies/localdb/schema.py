@@ -38,7 +38,8 @@ STEPS: Final = (
         UPDATE petalbus_facts SET value = value - 1 WHERE name = 'sync_changes';
         UPDATE petalbus_facts SET value = value - length(old.body) WHERE name = 'sync_bytes';
     END;
-    """,    """
+    """,
+    """
     ALTER TABLE petalbus_sync ADD COLUMN made INTEGER NOT NULL DEFAULT 0;
     UPDATE petalbus_sync SET made = CAST(strftime('%s', 'now') AS INTEGER) * 1000000 + seq;
     INSERT INTO petalbus_facts SELECT 'sync_made', COALESCE(MAX(made), 0) FROM petalbus_sync;
