@@ -301,7 +301,7 @@ class Runner:
 
     def _retry(self, work: Work) -> None:
         self.retries += 1
-        delay = min(self._options.retry_most, self._options.retry_first * 2.0 ** (work.attempts - 1))
+        delay = min(self._options.retry_most, self._options.retry_first * 2.0 ** min(work.attempts - 1, 30))
         work.attempts += 1
         work.suspect = True  # so that the next attempt is counted where a successor can see it
         work.known = b"q"

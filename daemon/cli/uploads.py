@@ -58,9 +58,7 @@ def cancel(upload: Id = None, every: All = False, data: Data = None, json: Json 
         async with client(data) as bus:
             await require_bucket(bus)
             if wanted is None:
-                told = (await bus.request(BUCKET, "bucket.uploads", {}, timeout=_SECONDS, priority=_FIRST)).data[
-                    "uploads"
-                ]
+                told = await bus.request(BUCKET, "bucket.uploads", {}, timeout=_SECONDS, priority=_FIRST)
                 return [one["id"] for one in told.data["uploads"] if await bus.cancel(one["id"])]
             if not await bus.cancel(wanted):
                 raise Refused(f"there is no upload {wanted!r} that has not ended", code="no_such_upload")

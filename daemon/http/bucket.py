@@ -38,7 +38,13 @@ GetBucket = Callable[[Request], "S3BucketProxy | None"]
 _Present = Callable[[Request], "S3BucketProxy"]
 
 UPLOADS_AT_ONCE: Final = 4
+DOWNLOADS_AT_ONCE: Final = 6
+"""Each holds a connection to the store as long as its client reads."""
+
 WAIT_S: Final = 10.0
+UNREAD_S: Final = 60.0
+"""A client that takes nothing of its download for so long is left."""
+
 MAX_NAME_BYTES: Final = 200
 _FORM_BYTES: Final = 64 * 1024
 _ABSENT: Final = "no bucket proxy runs in this process: make an S3BucketProxy and start it"
@@ -200,6 +206,8 @@ def _plain_name(given: str) -> str:
 
 
 def _add_reading(router: APIRouter, bucket: _Present) -> None:
+    turns = asyncio.Semaphore(DOWNLOADS_AT_ONCE)
+
     @router.head("/download/{s3_key:bucket_key}", response_model=None, include_in_schema=False)
     @router.get("/download/{s3_key:bucket_key}", response_model=None)
     async def download(request: Request, s3_key: str) -> Response:
@@ -223,8 +231,10 @@ def _add_reading(router: APIRouter, bucket: _Present) -> None:
         status, kind = 206 if wanted is not None else 200, told["content_type"] or "application/octet-stream"
         if request.method == "HEAD":
             return Response(status_code=status, headers=headers, media_type=kind)
-        await body.begin(first, last)
-        return StreamingResponse(_streamed(body, s3_key), status, headers, media_type=kind)
+        if turns.locked():
+            text = f"{DOWNLOADS_AT_ONCE} logs are loaded just now: try again"
+            raise Refused(503, "busy", text, {"Retry-After": "5"})
+        return _Download(body, (first, last), turns, s3_key, status, headers, kind)
 
     @router.delete("/delete/{s3_key:bucket_key}", response_model=None)
     async def delete(request: Request, s3_key: str) -> Response:
@@ -263,18 +273,28 @@ def _add_about(router: APIRouter, bucket: _Present, spool: Spool) -> None:
         )
 
 
-async def _streamed(body: Reading, s3_key: str) -> AsyncIterator[bytes]:
-    try:
-        async for piece in body:
-            yield piece
-    except BucketError as error:
-        # the head is out: the answer ends early, which its length tells
-        (_given or [_log])[0].warning("the download of %s broke off: %s", s3_key, error)
-        raise
-    finally:
-        body.close()
+class _Download(Response):
+    """A log as it comes; it has its turn, and its connection to the store, only while it is sent."""
 
+    def __init__(
+        self, body: Reading, wanted: tuple[int, int], turns: asyncio.Semaphore, key: str,
+        status: int, headers: dict[str, str], kind: str,
+    ) -> None:  # fmt: skip
+        super().__init__(None, status, headers, kind)
+        self._reading = body
+        self._wanted = wanted
+        self._turns = turns
+        self._key = key
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it. Raises BucketError where the store breaks off, which ends the answer early."""
+        async with self._turns:
+            try:
+                await self._reading.begin(*self._wanted)
+            except BucketError as error:
+                await _refused(error.status, str(error))(scope, receive, send)
+                return
+"""PLACEHOLDER"""
 def _headers(told: dict[str, Any]) -> dict[str, str]:
     name = quote(str(told["s3_key"]).rpartition("/")[2], safe="")
     return {

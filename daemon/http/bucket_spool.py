@@ -193,12 +193,16 @@ class Spool:
         """What an earlier run left. Blocks."""
         found = []
         for place in sorted(self._folder.iterdir()) if self._folder and self._folder.is_dir() else []:
+            if place.name in self._coming:
+                continue
             try:
                 more = json.loads((place / "upload.json").read_text(encoding="utf-8"))
                 (path,) = (place / "log").iterdir()
                 found.append(Spooled(place.name, path, path.stat().st_size, more))
-            except (OSError, ValueError):
+            except FileNotFoundError:
                 shutil.rmtree(place, ignore_errors=True)  # it had not come whole, and nobody was told that it had
+            except (OSError, ValueError) as error:
+                log.error("%s is left as it is: it cannot be read now (%s)", place, error)  # noqa: TRY400  # a sentence is enough
         return found
 
     async def _forget(self, place: Path | None) -> None:

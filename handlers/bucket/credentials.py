@@ -10,6 +10,7 @@ import asyncio
 import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from petalbus.handlers.bucket.errors import Away, Denied, NoTokens
 
@@ -24,19 +25,20 @@ MANDATORY_SECONDS: Final = 30
 """So long before their end they are fetched anew; the library's own values would fetch short ones for every request."""
 
 _EXPIRY: Final = ("expiration", "expiresAt", "expires_at", "Expiration")
-_BUSY: Final = (408, 425, 429)
+_NO: Final = (400, 401, 403)
 
 
 async def fetch(url: str, *, timeout: float) -> dict[str, str]:
-    """Ask the service once: POST, both shapes of its answer. Raises Away or Denied; never shows what it got."""
+    """Ask the service once: POST, both shapes of its answer; it is never shown. Raises Away, NoTokens or Denied."""
     httpx: Any = await asyncio.to_thread(_httpx)
     try:
         async with httpx.AsyncClient(timeout=timeout) as client:
             answer = await client.post(url)
     except httpx.HTTPError as error:
-        raise Away(f"the session token service at {url} cannot be reached: {type(error).__name__}") from error
-    if answer.status_code >= 400:
-        kind = NoTokens if answer.status_code >= 500 or answer.status_code in _BUSY else Denied
+        raise Away(f"the session token service at {_shown(url)} cannot be reached: {type(error).__name__}") from error
+    if answer.status_code >= 300:
+        # only a clear no is one: anything else may be a gateway, or the page of a network that wants a login
+        kind = Denied if answer.status_code in _NO else NoTokens
         raise kind(f"Authentication failed: the session token service answered {answer.status_code}")
     try:
         told = answer.json()
@@ -51,7 +53,7 @@ async def fetch(url: str, *, timeout: float) -> dict[str, str]:
     except (ValueError, KeyError, AttributeError, TypeError):
         wanted = "accessKeyId, secretAccessKey and sessionToken"
         # without the cause: it may hold a piece of the answer
-        raise Denied(f"Authentication failed: the session token service's answer lacks {wanted}") from None
+        raise NoTokens(f"Authentication failed: the session token service's answer lacks {wanted}") from None
 
 
 class Credentials:
@@ -88,6 +90,12 @@ class Credentials:
                 await self._any._protected_refresh(is_mandatory=True)
 
 
+def _shown(url: str) -> str:
+    """A URL without user, password and query: they may be secrets."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
 def _httpx() -> Any:
     import httpx  # noqa: PLC0415  # only who stores logs needs it
 
@@ -103,5 +111,11 @@ def _text(expiry: Any) -> str:
         seconds = expiry / 1000 if expiry > 10**11 else expiry
         return datetime.fromtimestamp(seconds, UTC).isoformat()
     if isinstance(expiry, str):
-        return expiry
+        try:
+            if expiry.replace(".", "", 1).isdigit():
+                return _text(float(expiry))
+            told = datetime.fromisoformat(expiry)
+            return (told if told.tzinfo is not None else told.replace(tzinfo=UTC)).isoformat()
+        except (ValueError, OverflowError, OSError):
+            pass  # a time that nobody can read says nothing
     return (datetime.now(UTC) + timedelta(seconds=ASSUMED_SECONDS)).isoformat()

@@ -30,6 +30,7 @@ from petalbus.handlers.bucket.order import PREFIX, Order
 from petalbus.handlers.bucket.sweep import Sweeper
 from petalbus.handlers.bucket.upload import FIRST_WAIT_S, State, Upload
 from petalbus.schemas.errors import RecordInvalid
+from petalbus.schemas.vocabulary import Priority
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 HELD: Final = 250
 """Uploads in our hands. More wait in the inbox, the most urgent first there, too."""
+
+URGENT: Final = 50
+"""Beside these, places for what is HIGH or CRITICAL."""
 
 TURNS: Final = 3
 """Parts under way at once, of all uploads together: each is in memory."""
@@ -91,11 +95,12 @@ class BucketHandler:
     async def __aenter__(self) -> Self:
         bus = self._bus
         # its handlers wait for the store, they do not compute; some workers are left for questions
-        bus.options = replace(bus.options, workers=HELD + 4, window=2 * HELD, stop_grace=_GRACE_S, sole=True)
+        held = HELD + URGENT
+        bus.options = replace(bus.options, workers=held + 4, window=2 * held, stop_grace=_GRACE_S, sole=True)
         bus.on(
             words.UPLOAD,
             redelivery="rerun",
-            concurrency=HELD,
+            concurrency=held,
             max_attempts=_MANY_ATTEMPTS,  # that the machine was switched off is no reason to give a log up
             overtakes=lambda _record: True,
         )(self._take)
@@ -174,6 +179,9 @@ class BucketHandler:
 
     async def _take(self, record: Record, context: Context) -> dict[str, Any]:
         upload = self._uploads.get(record.id)
+        if upload is None and len(self._uploads) >= HELD and record.priority < Priority.HIGH:
+            # back for a while: many that wait or are paused must not shut an urgent one out
+            raise HandlerError("many uploads are waiting already", error_code="BUSY", retry=True)
         if upload is None:
             upload = await self._begin(record, context)
         else:

@@ -70,7 +70,7 @@ class Order:
             return self.s3_key
         try:
             return make_key(self.template, machine=machine, name=self.filename or self.path.name, prefix=self.prefix)
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             text = f"{self.template!r} is none ({error!r})"
             raise RecordInvalid("template", text, limit="members machine, stamp, uuid, name, prefix") from None
 

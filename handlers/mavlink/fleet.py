@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_UNITS: Final = 16
+EXPECT_S: Final = 10.0
+"""Seconds after a start in which the primary vehicle of before is waited for. Heartbeats come once a second."""
+
 DOUBT_S: Final = 120.0
 """So long after the primary vehicle was lost beside others, an emergency stop must name the vehicle it means."""
 
@@ -133,6 +136,8 @@ class Fleet:
         self.refused = 0
         """Heartbeats of vehicles for which there was no room."""
         self._former: Unit | None = None
+        self._expected: int | None = None
+        self._expects_until = 0.0
         self._gone = {"sent": 0, "stray_acks": 0}
         self._changed = asyncio.Event()
 
@@ -159,11 +164,21 @@ class Fleet:
         primary, former = self.primary, self._former
         if primary.system is None and self._target is not None and self._units:
             raise NoSuchVehicle(self._target, self.heard)
+        if irreversible and self._expected is not None and time.monotonic() < self._expects_until:
+            raise VehicleAmbiguous(self._expected, primary.system or 0, self.heard)
         if irreversible and former is not None and former.silent < DOUBT_S:
             assert former.system is not None
             assert primary.system is not None
             raise VehicleAmbiguous(former.system, primary.system, self.heard)
         return primary
+
+    def expect(self, system: int | None) -> None:
+        """Which vehicle was the primary one before a restart: it is that again, when it is heard soon."""
+        self._expected = None if self._target is not None else system
+        self._expects_until = time.monotonic() + EXPECT_S
+
+    def _is_expected(self, system: int) -> bool:
+        return system == self._expected and time.monotonic() < self._expects_until
 
     def about(self, error: MavlinkError) -> dict[str, Any]:
         """What an error reply says of the vehicles: where one is away, which ones are there."""
@@ -256,6 +271,9 @@ class Fleet:
             return None
         unit.met = time.monotonic()
         self._units[frame.sysid] = unit
+        if self._is_expected(frame.sysid):
+            self._expected = None
+            self.primary = unit
         return unit
 
     def _new(self, target: int | None) -> Unit:
@@ -288,7 +306,8 @@ class Fleet:
         if unit is None or former.vehicle.state is None:
             return
         # one that was heard beside it is another vehicle; one that came later may be what replaces it on the bench
-        beside = unit.met < former.vehicle.state.heard
+        # (but nobody exchanges an armed one)
+        beside = unit.met < former.vehicle.state.heard or former.vehicle.state.armed
         log.warning("vehicle %s is lost; vehicle %s is the primary one now", former.system, unit.system)
         self.primary = unit
         self._former = former if beside else None

@@ -30,7 +30,7 @@ from petalbus.handlers.mavlink.requests.missions import MissionRequests
 from petalbus.handlers.mavlink.requests.replying import progress
 from petalbus.handlers.mavlink.requests.transfers import Transfers
 from petalbus.handlers.mavlink.requests.vehicle import WORKERS, Requests
-from petalbus.handlers.mavlink.status import StatePublisher
+from petalbus.handlers.mavlink.status import StatePublisher, kept_primary
 from petalbus.handlers.mavlink.streams import Streams
 from petalbus.handlers.mavlink.wire.calls import Calls
 from petalbus.handlers.mavlink.wire.framing import Frame
@@ -104,6 +104,7 @@ class MavlinkHandler:
         self._state = StatePublisher(
             self._bus, self.fleet, constant={"dialect": self.link.dialect.name, "own": [*self.calls.own]}
         )
+        self.fleet.expect(await kept_primary(self._bus))
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.link)
             tasks = await stack.enter_async_context(asyncio.TaskGroup())

@@ -110,7 +110,7 @@ class Ingest:
                 try:
                     await self._bus.publish_compact(self._form, batch)
                     self.published += len(batch)
-                except BusError as error:
+                except (BusError, ServerError) as error:
                     self.lost += len(batch)
                     self._complain(error)
                 rested = _LARGE[rested] <= len(batch) < _MAX_BATCH

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from petalbus.daemon.bus.connection import ServerError
 from petalbus.daemon.bus.errors import BusError
 from petalbus.handlers.mavlink.params.client import encoding_of
 
@@ -32,6 +33,21 @@ _REST_S: Final = 0.05
 """Between two looks: each position wakes us, and a vehicle may send hundreds a second."""
 
 
+def primary_key(bus: Bus) -> str:
+    """Where the system id of the primary vehicle is kept."""
+    return f"{bus.keys.prefix}mavlink:primary"
+
+
+async def kept_primary(bus: Bus) -> int | None:
+    """The primary vehicle of before; None where there was none, or nobody can say."""
+    try:
+        told = await bus.ask("GET", primary_key(bus))
+        return None if told is None else int(told)
+    except (BusError, ServerError, ValueError) as error:
+        log.warning("which vehicle was the primary one cannot be read: %s", error)
+        return None
+
+
 class StatePublisher:
     """Publishes the states of the vehicles. ``constant`` is told in each record beside them."""
 
@@ -44,6 +60,7 @@ class StatePublisher:
         self._clock = clock or asyncio.get_running_loop().time
         self._told: dict[Unit, tuple[dict[str, Any], float]] = {}
         self._tried_at = float("-inf")
+        self._kept: int | None = None
 
     async def run(self) -> None:
         """Publish for ever. A bus that is away is told the states when it is back."""
@@ -94,11 +111,24 @@ class StatePublisher:
             if not await self._publish({**state, "heard_s": heard}):
                 return
             self._told[unit] = state, self._clock()
+        await self._keep_primary()
+
+    async def _keep_primary(self) -> None:
+        """A restart must not make another vehicle the one that is meant where nobody is named."""
+        system = self._fleet.primary.system
+        if system is None or system == self._kept:
+            return
+        try:
+            await self._bus.ask("SET", primary_key(self._bus), system)
+        except (BusError, ServerError) as error:
+            log.info("which vehicle is the primary one cannot be kept: %s", error)
+        else:
+            self._kept = system
 
     async def _publish(self, state: dict[str, Any]) -> bool:
         try:
             await self._bus.publish(STATE_TOPIC, STATE_TYPE, {**state, **self._constant})
-        except BusError as error:
+        except (BusError, ServerError) as error:
             log.info("the vehicle's state cannot be told: %s", error)
             return False
         return True

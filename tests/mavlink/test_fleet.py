@@ -332,3 +332,34 @@ def test_the_errors_say_what_to_do() -> None:
         "vehicle 4 is not heard on the MAVLink link (no vehicle is heard); nothing was sent"
     )
     assert VehicleAmbiguous(1, 2, [2]).detail == {"heard": [2]}
+
+
+async def test_a_restart_makes_no_other_vehicle_the_primary_one(
+    server: RealServer, bus_name: str, open_peer: Scripted
+) -> None:
+    """Whichever heartbeat comes first: the one of before is meant again, and until it is heard nobody is stopped."""
+
+    async def meet(vehicle: Rig, *systems: int) -> None:
+        for system in systems:
+            peer = await open_peer(remote=vehicle.address, system=system, on_message=obedient)
+            peer.heartbeat()
+            await heard(vehicle, system)
+
+    async with rig(server, bus_name) as first:
+        await meet(first, 1, 2)
+        assert first.handler.fleet.primary.system == 1
+        async with asyncio.timeout(5):
+            while await first.handler._bus.ask("GET", f"{first.handler._bus.keys.prefix}mavlink:primary") != b"1":
+                await asyncio.sleep(0.01)
+    async with rig(server, bus_name) as second:
+        fleet = second.handler.fleet
+        await meet(second, 2)
+        with pytest.raises(VehicleAmbiguous):
+            fleet.unit(irreversible=True)
+        await meet(second, 1)
+        assert fleet.unit(irreversible=True).system == 1
+    async with rig(server, bus_name) as third:
+        fleet = third.handler.fleet
+        await meet(third, 2)
+        fleet._expects_until = 0.0  # ten seconds later: it was exchanged on the bench
+        assert fleet.unit(irreversible=True).system == 2

@@ -316,3 +316,27 @@ def test_each_kind_keeps_its_order_and_its_bound(steps: list[tuple[int, bool]]) 
             assert box.take() == waiting[kind].pop(0)
         assert box.waiting == sum(len(data) for each in waiting.values() for data in each)
         assert len(box) == sum(map(len, waiting.values()))
+
+
+@pytest.mark.parametrize("packer", PACKERS, ids=["v1", "v2"])
+def test_streams_take_no_room_from_commands_and_the_newest_wins(packer: Packer) -> None:
+    """A petal that sends setpoints faster than the line: a stop has its place, and each vehicle its newest setpoint."""
+    make = packer.dialect.message
+    box = Outbox(2048)
+
+    def setpoint(system: int, x: float) -> bytes:
+        zero = dict.fromkeys(("y", "z", "vx", "vy", "vz", "afx", "afy", "afz", "yaw", "yaw_rate"), 0.0)
+        fields = {"time_boot_ms": 1, "coordinate_frame": 1, "type_mask": 0, "target_component": 1, **zero}
+        return packer.pack(make("SET_POSITION_TARGET_LOCAL_NED", target_system=system, x=x, **fields))
+
+    for number in range(100):
+        for system in (1, 2):
+            assert box.put(setpoint(system, float(number)))
+    params = {f"param{index}": 0.0 for index in range(1, 8)}
+    stop = packer.pack(make("COMMAND_LONG", target_system=1, target_component=1, command=400, confirmation=0, **params))
+    assert box.put(stop)
+    assert (len(box), box.superseded) == (3, 198)
+    head = 10 if packer.version == 2 else 6
+    assert box.take() == stop, "the command is the first"
+    assert {box.take()[head + 50], box.take()[head + 50]} == {1, 2}
+    assert box.waiting == 0

@@ -175,8 +175,8 @@ class LogClient:
         """Fetch a log into a file; says what is in it. Arguments and errors as ``download``, and OSError.
 
         Until it is whole, what came is in ``<path>.part``, and which log it is in ``<path>.part.json``: the same
-        call goes on from there, as long as the vehicle's log still has the same id, size and time. Where the vehicle
-        tells no time, it must also have the same bytes at its beginning, and where the part ends.
+        call goes on from there, as long as the vehicle's log still has the same id, size and time, and the same bytes
+        at its beginning and where the part ends.
         """
         return await self._download(log_id, size, tell, timeout, self._most_in_file, FileSink(Path(path)))
 
@@ -224,10 +224,13 @@ class LogClient:
         return info._replace(size=job.done)
 
     async def _begin(self, job: _Job, sink: Sink, whole: int) -> None:
-        """Find out how much of it is there. Without a time a log of the same number and size may be another one."""
+        """Find out how much of it is there. A log of the same number, size and time may still be another one.
+
+        Numbers are used again after a format, and a clock that was never set tells the same time for each log.
+        """
         note = {"system": job.system, **job.info._asdict(), "log_size": whole}
         job.done = there = await sink.begin(note)
-        if not there or job.info.time_utc:
+        if not there:
             return
         # logs of one vehicle may begin alike for kilobytes, with formats and parameters; no two flights go on alike
         tail = max(0, there - _LIKE_TAIL)

@@ -245,7 +245,8 @@ class CommandClient:
                 raise item
             if not item.final:
                 limit = min(loop.time() + self.times.progress, began + self.times.whole)
-                repeat_at = None
+                if not (command.urgent and command.idempotent):
+                    repeat_at = None  # but what is urgent is said again: it may be an earlier command that goes on
             elif not item.doubtful:
                 self._doubt.pop(key, None)
             yield item
@@ -267,7 +268,8 @@ class CommandClient:
         return left
 
     def _not_sent(self, command: Command, target: Target) -> NotConnected:
-        return NotConnected(f"{self._name(command)}: no peer leads to system {target.system}; nothing was sent")
+        why = f"no peer leads to system {target.system}, or the line is full"
+        return NotConnected(f"{self._name(command)}: {why}; nothing was sent")
 
     def _unknown(self, command: Command, target: Target, sent: int, waited: float) -> CommandOutcomeUnknown:
         return CommandOutcomeUnknown(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Final, NamedTuple
 
 from petalbus.handlers.mavlink.errors import MavlinkError
@@ -17,6 +16,7 @@ from petalbus.handlers.mavlink.flight.vehicle import Vehicle
 from petalbus.handlers.mavlink.missions.compare import compare
 from petalbus.handlers.mavlink.missions.download import MOST_AT_ONCE, Download
 from petalbus.handlers.mavlink.missions.items import MissionItem, MissionKind, check_items, with_home, without_home
+from petalbus.handlers.mavlink.missions.list_ids import ListIds
 from petalbus.handlers.mavlink.missions.talk import (
     ACCEPTED,
     ACK,
@@ -54,7 +54,7 @@ _DO_SET_MISSION_CURRENT: Final = 224
 _UNSUPPORTED: Final = 3
 _NOT_KNOWN: Final = 0xFFFF
 _SET_AGAIN_S: Final = 0.5
-_MOST_IDS: Final = 64
+_ID_BEFORE_S: Final = 3.0
 
 
 class MissionBusy(MavlinkError):
@@ -154,7 +154,7 @@ class MissionClient:
         self._free = asyncio.Lock()
         self._trip = SteadyTrip()
         self._trip_system = 0
-        self._ids: deque[int] = deque(maxlen=_MOST_IDS)
+        self._ids = ListIds()
         self.progress = MissionProgress(calls.dialect, lambda: vehicle.state.system if vehicle.state else None)
 
     async def upload(
@@ -180,13 +180,15 @@ class MissionClient:
             items = with_home(items)
             check_items(items, kind)
         async with self._talk(kind, timeout) as talk:
+            by_id = verify and await self._knows_id_before(talk, autopilot, timeout)
+            self._ids.changing(kind)
             ahead = autopilot in (Autopilot.ARDUPILOT, Autopilot.PX4)
             sent = await Upload(talk, items, ahead=ahead, tell=tell, timeout=timeout).run()
             if kind is MissionKind.MISSION:
                 self.progress.forget()
             if sent.accepted and not verify:
                 return Uploaded(len(items), sent.list_id, None)
-            return await self._verify(talk, items, sent, timeout, from_item=int(own_first))
+            return await self._verify(talk, items, sent, timeout, from_item=int(own_first), by_id=by_id)
 
     async def download(
         self,
@@ -207,6 +209,7 @@ class MissionClient:
         what = f"removal of {kind.name.lower()} items"
         async with self._talk(kind, timeout) as talk:
             end = time.monotonic() + timeout
+            self._ids.changing(kind)
             while True:
                 await talk.ask(what, "MISSION_CLEAR_ALL", ACK, max(0.5, end - time.monotonic()))
                 left, _ = await self._count(talk, timeout)
@@ -259,14 +262,30 @@ class MissionClient:
                         return
         raise MissionTimeout(f"{what} (is there such an item?)", 0, total, timeout)
 
+    async def _knows_id_before(self, talk: Talk, autopilot: int, timeout: float) -> bool:
+        """Whether the id of the list that the vehicle has now is known, so that another one says that it is gone.
+
+        Where lists have ids it is asked for. Without an answer the upload goes on, and what then is there is fetched.
+        """
+        if not self._ids.knows_current(talk.kind) and (autopilot == Autopilot.PX4 or self._ids.used):
+            with suppress(MissionRefused, MissionTimeout):
+                await self._count(talk, min(timeout, _ID_BEFORE_S))
+        return self._ids.knows_current(talk.kind)
+
     async def _verify(
-        self, talk: Talk, items: Sequence[MissionItem], sent: Sent, timeout: float, *, from_item: int
+        self,
+        talk: Talk,
+        items: Sequence[MissionItem],
+        sent: Sent,
+        timeout: float,
+        *,
+        from_item: int,
+        by_id: bool,
     ) -> Uploaded:
-        """Make sure of an upload; after a doubtful one this decides."""
+        """Make sure of an upload; after a doubtful one this decides. ``by_id``: a new id is a proof."""
         what = f"upload of {len(items)} {talk.kind.name.lower()} items"
-        if sent.accepted and sent.list_id and sent.list_id not in self._ids:
+        if sent.accepted and sent.new_id and by_id:
             # an id that was known before may belong to a late acknowledgement of that earlier list
-            self._ids.append(sent.list_id)
             total, list_id = await self._count(talk, timeout)
             if (total, list_id) == (len(items), sent.list_id):
                 return Uploaded(len(items), list_id, "opaque_id")
@@ -284,7 +303,9 @@ class MissionClient:
 
     async def _fetch(self, talk: Talk, timeout: float, tell: Tell | None) -> list[MissionItem]:
         at_once = MOST_AT_ONCE if self._vehicle.heard_lately().autopilot == Autopilot.ARDUPILOT else 1
-        return await Download(talk, at_once=at_once, tell=tell, timeout=timeout).run()
+        items = await Download(talk, at_once=at_once, tell=tell, timeout=timeout).run()
+        self._ids.counted(talk.kind)
+        return items
 
     async def _count(self, talk: Talk, timeout: float) -> tuple[int, int]:
         """How many items there are, and the list's id."""
@@ -292,6 +313,7 @@ class MissionClient:
             heard = await talk.ask(f"count of {talk.kind.name.lower()} items", "MISSION_REQUEST_LIST", COUNT, timeout)
         finally:
             talk.end(Result.OPERATION_CANCELLED)
+        self._ids.counted(talk.kind)
         return heard.fields["count"], heard.list_id
 
     @asynccontextmanager
@@ -306,8 +328,8 @@ class MissionClient:
             ) from None
         try:
             if system != self._trip_system:
-                self._trip, self._trip_system = SteadyTrip(), system
+                self._trip, self._ids, self._trip_system = SteadyTrip(), ListIds(), system
             with self._calls.listen(HEARD, system) as inbox:
-                yield Talk(self._calls, inbox, system, kind, self._trip)
+                yield Talk(self._calls, inbox, system, kind, self._trip, self._ids)
         finally:
             self._free.release()

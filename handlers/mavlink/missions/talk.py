@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from petalbus.handlers.mavlink.errors import MavlinkError, NotConnected
 from petalbus.handlers.mavlink.missions.items import MissionKind
+from petalbus.handlers.mavlink.missions.list_ids import ListIds
 from petalbus.handlers.mavlink.missions.trip import SteadyTrip
 from petalbus.handlers.mavlink.wire.calls import Calls, Inbox
 from petalbus.handlers.mavlink.wire.framing import Frame
@@ -106,6 +107,8 @@ class Heard(NamedTuple):
     msgid: int
     fields: dict[str, Any]
     list_id: int
+    new_id: bool
+    """``list_id`` was never heard before of this vehicle."""
 
     @property
     def refusal(self) -> int | None:
@@ -124,8 +127,10 @@ class Refusal(NamedTuple):
 class Talk:
     """One conversation with one vehicle about one kind of items."""
 
-    def __init__(self, calls: Calls, inbox: Inbox, system: int, kind: MissionKind, trip: SteadyTrip) -> None:
-        """``inbox`` listens to ``HEARD``; ``trip`` is what is known of the way to this vehicle."""
+    def __init__(
+        self, calls: Calls, inbox: Inbox, system: int, kind: MissionKind, trip: SteadyTrip, ids: ListIds
+    ) -> None:
+        """``inbox`` listens to ``HEARD``; ``trip`` is what is known of the way to this vehicle, ``ids`` of its lists."""
         self.kind = kind
         self.system = system
         self.trip = trip
@@ -133,6 +138,7 @@ class Talk:
         """Something had to be said twice."""
         self._calls = calls
         self._inbox = inbox
+        self._ids = ids
         self._booted_ms: int | None = None
         self._spoke = False
 
@@ -148,7 +154,8 @@ class Talk:
             fields = self._calls.dialect.fields(frame)
             target = fields["target_system"], fields["target_component"]
             if self._calls.is_for_us(*target) and fields["mission_type"] == self.kind:
-                return Heard(frame.msgid, fields, _list_id(frame))
+                list_id = _list_id(frame)
+                return Heard(frame.msgid, fields, list_id, self._ids.hear(list_id))
 
     def send(self, name: str, **fields: Any) -> None:
         """Say something about this kind of items. Raises NotConnected when nothing ever left.

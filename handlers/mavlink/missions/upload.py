@@ -39,6 +39,8 @@ class Sent(NamedTuple):
     accepted: bool
     list_id: int
     refusal: Refusal | None = None
+    new_id: bool = False
+    """``list_id`` was never heard before of this vehicle."""
 
 
 class Upload:
@@ -112,7 +114,7 @@ class Upload:
 
     async def _accepted(self, heard: Heard) -> Sent:
         await self._teller.tell(len(self._items))
-        return Sent(accepted=True, list_id=heard.list_id)
+        return Sent(accepted=True, list_id=heard.list_id, new_id=heard.new_id)
 
     async def _on_request(self, seq: int, now: float) -> None:
         if seq >= len(self._items):

@@ -1,7 +1,8 @@
-"""Which frame leaves next on a byte stream: urgent ones before all others, each kind in its order. Pure.
+"""Which frame leaves next on a byte stream: commands first, then what streams, then all others. Pure.
 
-What loses its worth when it is late, and is small, is urgent: commands and their answers, setpoints, sticks,
-heartbeats. All else is bulk: files, logs, parameters, missions, and what nobody here knows.
+Commands, their answers and heartbeats come first, with room that nothing else can take. What loses its worth when it
+is late is next: setpoints and sticks, of which only the newest for each vehicle waits. All else is bulk: files, logs,
+parameters, missions, and what nobody here knows.
 """
 
 from __future__ import annotations
@@ -12,25 +13,48 @@ from typing import Final
 from petalbus.handlers.mavlink.wire.crc import crc, crc_with_extra, implied_extra
 from petalbus.handlers.mavlink.wire.framing import MARKER_V2
 
-URGENT_IDS: Final = frozenset(
+COMMAND_IDS: Final = frozenset(
     (
-        *(0, 4, 11),  # HEARTBEAT, PING, SET_MODE
-        *(69, 70),  # MANUAL_CONTROL, RC_CHANNELS_OVERRIDE
+        *(0, 11),  # HEARTBEAT, SET_MODE
         *(75, 76, 77, 80),  # COMMAND_INT, COMMAND_LONG, COMMAND_ACK, COMMAND_CANCEL
-        *(81, 82, 84, 86),  # MANUAL_SETPOINT, SET_ATTITUDE_TARGET, SET_POSITION_TARGET_LOCAL_NED, ..._GLOBAL_INT
-        *(111, 139, 149),  # TIMESYNC, SET_ACTUATOR_CONTROL_TARGET, LANDING_TARGET
     )
 )
-"""Message ids that overtake the others."""
+"""Message ids that overtake everything."""
+
+_TARGETS: Final = {
+    69: 10, 70: 16,  # MANUAL_CONTROL, RC_CHANNELS_OVERRIDE
+    82: 36, 84: 50, 86: 50,  # SET_ATTITUDE_TARGET, SET_POSITION_TARGET_LOCAL_NED, ..._GLOBAL_INT
+    139: 41,  # SET_ACTUATOR_CONTROL_TARGET
+}
+"""Where in the payload of a stream's message its target system stands."""
+
+STREAM_IDS: Final = frozenset((4, 81, 111, 149, *_TARGETS))  # PING, MANUAL_SETPOINT, TIMESYNC, LANDING_TARGET
+"""Message ids that overtake bulk."""
+
+URGENT_IDS: Final = COMMAND_IDS | STREAM_IDS
+"""All that overtakes something."""
 
 _LEAST_URGENT_BYTES: Final = 1024
 _URGENT_SHARE: Final = 4
 
 
+def _head(data: bytes) -> tuple[int, int]:
+    """Message id, and where the payload begins."""
+    return (int.from_bytes(data[7:10], "little"), 10) if data[0] == MARKER_V2 else (data[5], 6)
+
+
 def is_urgent(data: bytes) -> bool:
     """Whether this whole frame (MAVLink 1 or 2) overtakes others."""
-    msgid = int.from_bytes(data[7:10], "little") if data[0] == MARKER_V2 else data[5]
-    return msgid in URGENT_IDS
+    return _head(data)[0] in URGENT_IDS
+
+
+def _stream_of(data: bytes) -> tuple[int, int] | None:
+    """What a newer frame replaces this one by: message id and target system; None where it replaces none."""
+    msgid, start = _head(data)
+    at = _TARGETS.get(msgid)
+    if at is None:
+        return None
+    return msgid, data[start + at] if data[1] > at else 0
 
 
 def numbered(data: bytes, seq: int) -> bytes:
@@ -48,44 +72,63 @@ def numbered(data: bytes, seq: int) -> bytes:
 
 
 class Outbox:
-    """Whole frames that wait, in two queues. Both are bounded, so that neither kind can crowd out the other."""
+    """Whole frames that wait, in three queues. Each is bounded, so that no kind can crowd out another."""
 
     def __init__(self, limit: int) -> None:
-        """``limit``: bytes of bulk at most; a quarter of it, and no less than 1024 bytes, may be urgent."""
+        """``limit``: bytes of bulk at most; a quarter of it, and no less than 1024 bytes, may be each other kind."""
+        self._commands: deque[bytes] = deque()
+        self._streams: deque[bytes] = deque()
         self._bulk: deque[bytes] = deque()
-        self._urgent: deque[bytes] = deque()
-        self._room = {False: limit, True: max(_LEAST_URGENT_BYTES, limit // _URGENT_SHARE)}
+        self._queues = (self._commands, self._streams, self._bulk)
+        urgent = max(_LEAST_URGENT_BYTES, limit // _URGENT_SHARE)
+        self._room = [urgent, urgent, limit]
         self.waiting = 0
         """Bytes."""
         self.overtaken = 0
-        """How often an urgent frame left before bulk that had been there."""
+        """How often a frame left before bulk that had been there."""
+        self.superseded = 0
+        """Setpoints and sticks that gave way to newer ones."""
 
     def __len__(self) -> int:
         """Frames that wait."""
-        return len(self._bulk) + len(self._urgent)
+        return sum(map(len, self._queues))
 
     def put(self, data: bytes) -> bool:
         """Take one whole frame; False when there is no room for its kind."""
-        urgent = is_urgent(data)
-        if len(data) > self._room[urgent]:
+        msgid, _ = _head(data)
+        kind = 0 if msgid in COMMAND_IDS else 1 if msgid in STREAM_IDS else 2
+        if kind == 1:
+            self._supersede(data)
+        if len(data) > self._room[kind]:
             return False
-        self._room[urgent] -= len(data)
+        self._room[kind] -= len(data)
         self.waiting += len(data)
-        (self._urgent if urgent else self._bulk).append(data)
+        self._queues[kind].append(data)
         return True
+
+    def _supersede(self, data: bytes) -> None:
+        stream = _stream_of(data)
+        if stream is None:
+            return
+        for place, other in enumerate(self._streams):
+            if _stream_of(other) == stream:
+                del self._streams[place]
+                self._room[1] += len(other)
+                self.waiting -= len(other)
+                self.superseded += 1
+                return
 
     def next_size(self) -> int:
         """Bytes of the frame that is the next one; 0 when none waits."""
-        queue = self._urgent or self._bulk
-        return len(queue[0]) if queue else 0
+        return next((len(queue[0]) for queue in self._queues if queue), 0)
 
     def take(self) -> bytes:
         """The next frame. Raises IndexError when none waits."""
-        urgent = bool(self._urgent)
-        data = (self._urgent if urgent else self._bulk).popleft()
-        self._room[urgent] += len(data)
+        kind = next((kind for kind, queue in enumerate(self._queues) if queue), 2)
+        data = self._queues[kind].popleft()
+        self._room[kind] += len(data)
         self.waiting -= len(data)
-        self.overtaken += urgent and bool(self._bulk)
+        self.overtaken += kind < 2 and bool(self._bulk)
         return data
 
     def clear(self) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 OnProgress = Callable[[dict[str, Any]], object]
 
 _LONG_S: Final = 300 * 86_400.0
+_QUICK_S: Final = 0.05
 _LOOK_S: Final = 0.5
 _LEFT: Final = 256
 _ASK_S: Final = 3.0
@@ -107,7 +108,9 @@ class Uploads:
         )
         try:
             while not waiting.done():
-                await asyncio.wait([waiting], timeout=min(_LOOK_S, patience))
+                await asyncio.wait([waiting], timeout=min(_LOOK_S, max(_QUICK_S, patience)))
+                if patience <= 0 and not waiting.done():
+                    return self._later(same, name, stands.why)
                 if stands.seconds > patience and not waiting.done():
                     stands.told(await self._asked(bus, name))
                     if stands.seconds > patience:
