@@ -75,7 +75,7 @@ def test_request_to_the_vehicle_answers_with_its_acknowledgement_and_tail_shows_
     assert result["data"]["mavlink_command"] == "MAV_CMD_NAV_TAKEOFF"
     assert result["data"]["result"] == "MAV_RESULT_ACCEPTED"
 
-    seen = run_process("tail", "--json", "--data", data).objects
+    seen = run_process("tail", "--json", "--count", "5000", "--data", data).objects
     (command,) = [one for one in seen if one["type"] == "command"]
     assert command["stream"] == "inbox:vehicle:normal"
     assert command["data"] == json.loads(TAKEOFF)
@@ -90,7 +90,7 @@ def test_request_to_the_vehicle_answers_with_its_acknowledgement_and_tail_shows_
     assert times == sorted(times)
     assert times.index(command["mono"]) < times.index(replies[-1]["mono"])
 
-    text = run_process("tail", "--data", data).out
+    text = run_process("tail", "--count", "5000", "--data", data).out
     assert re.search(rf"inbox +cli -> vehicle normal command id={command['id']} ", text)
     assert re.search(rf"reply +vehicle -> cli command_response \[result\] id=\S+ re={command['id']} ", text)
     assert re.search(r'topic +vehicle => mavlink.rx mavlink.COMMAND_ACK {"command":22,"result":0', text)

@@ -1,4 +1,4 @@
-"""A log whose vehicle tells no time for it: a download goes on only with what surely is the same log's."""
+"""A log that was cut off: a download goes on only with what surely is the same log's, whatever time is told for it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from petalbus.handlers.mavlink.sim.failures import Failures
 from petalbus.handlers.mavlink.sim.node import SimVehicle
 
 SIZE = 400_003
+UNSET = 315_532_800
+"""1980: what a clock that was never set may tell for each log."""
 DONE = 2000 * PIECE
 
 
@@ -47,14 +49,14 @@ def number(sim: SimVehicle) -> int:
     return 1 if sim.options.autopilot is PX4 else 2
 
 
-def put_part(path: Path, sim: SimVehicle, data: bytes) -> None:
+def put_part(path: Path, sim: SimVehicle, data: bytes, at: int = 0) -> None:
     """What an earlier download of a log with this number and size left."""
-    note = {"system": 1, "id": number(sim), "size": SIZE, "time_utc": 0, "log_size": SIZE}
+    note = {"system": 1, "id": number(sim), "size": SIZE, "time_utc": at, "log_size": SIZE}
     path.with_name(path.name + ".part").write_bytes(data)
     path.with_name(path.name + ".part.json").write_text(json.dumps(note))
 
 
-async def fetch(ground: Any, sim: SimVehicle, path: Path, **settings: Any) -> list[int]:
+async def fetch(ground: Any, sim: SimVehicle, path: Path, *, at: int = 0, **settings: Any) -> list[int]:
     """Fetch it; how far it was each time that was told."""
     told: list[int] = []
 
@@ -63,7 +65,7 @@ async def fetch(ground: Any, sim: SimVehicle, path: Path, **settings: Any) -> li
         told.append(done)
 
     info = await ground.logs.download_to(number(sim), path, tell=tell, timeout=20.0, **settings)
-    assert (info.size, info.time_utc) == (SIZE, 0)
+    assert (info.size, info.time_utc) == (SIZE, at)
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     return told
 
@@ -99,6 +101,22 @@ async def test_another_log_of_the_same_number_and_size_is_fetched_as_a_whole(
     assert told[0] < DONE
     assert path.read_bytes() == contents(sim)
     assert "it is fetched anew" in caplog.text
+
+
+@pytest.mark.parametrize("at", [UNSET, 1_760_000_000], ids=["clock not set", "clock set"])
+async def test_the_same_time_does_not_make_it_the_same_log(
+    timeless: Callable[..., Any], tmp_path: Path, at: int
+) -> None:
+    """A file is never made of two logs; and what is of the same log is still not fetched again."""
+    ground, sim = await timeless()
+    sim.disk.logs[1].at = at
+    path = tmp_path / "flight.log"
+    put_part(path, sim, bytes(each ^ 0xFF for each in contents(sim)[:DONE]), at)
+    assert (await fetch(ground, sim, path, at=at))[0] < DONE
+    assert path.read_bytes() == contents(sim)
+    put_part(path, sim, contents(sim)[:DONE], at)
+    assert (await fetch(ground, sim, path, at=at))[0] >= DONE
+    assert path.read_bytes() == contents(sim)
 
 
 @pytest.mark.parametrize("done", [PIECE, 20 * PIECE, 50 * PIECE, DONE, SIZE // PIECE * PIECE, SIZE])

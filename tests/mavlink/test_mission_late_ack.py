@@ -14,6 +14,7 @@ from mavlink.peer import Peer
 from mavlink.some_missions import mission, places
 from petalbus.handlers.mavlink.missions.client import MissionDiffers
 from petalbus.handlers.mavlink.missions.items import MissionItem
+from petalbus.handlers.mavlink.missions.list_ids import ListIds
 from petalbus.handlers.mavlink.wire.dialect import Packer, load_dialect
 
 ITEMS = 4
@@ -26,6 +27,7 @@ class Vehicle:
     def __init__(self, when: str) -> None:
         self.when = when
         self.kept: list[Any] = []
+        self.counted = 0
         self.list_id = 0
         self.lists = 0
         self._coming: list[Any] = []
@@ -42,6 +44,7 @@ class Vehicle:
             self._take(peer, message)
         elif kind == "MISSION_REQUEST_LIST":
             self._expected = 0
+            self.counted += 1
             peer.send_bytes(self.count())
         elif kind == "MISSION_REQUEST_INT" and message.seq < len(self.kept):
             kept = self.kept[message.seq]
@@ -112,3 +115,33 @@ async def test_one_that_comes_instead_of_the_right_one_is_not_believed(played: C
     with pytest.raises(MissionDiffers):
         await ground.missions.upload(SECOND)
     assert sent(vehicle) == places(FIRST)
+
+
+async def test_an_id_that_only_an_unverified_upload_heard_is_not_believed(played: Callable[..., Any]) -> None:
+    """The first list was acknowledged and not looked at; its acknowledgement comes again for the second."""
+    ground, vehicle = await played("instead")
+    assert (await ground.missions.upload(FIRST, verify=False)).verified is None
+    with pytest.raises(MissionDiffers):
+        await ground.missions.upload(SECOND)
+    assert sent(vehicle) == places(FIRST)
+
+
+async def test_an_id_that_was_never_heard_is_asked_for_before(played: Callable[..., Any]) -> None:
+    """The first list is from before we came."""
+    ground, vehicle = await played("instead")
+    await ground.missions.upload(FIRST, verify=False)
+    ground.missions._ids = ListIds()
+    with pytest.raises(MissionDiffers):
+        await ground.missions.upload(SECOND)
+    assert sent(vehicle) == places(FIRST)
+
+
+async def test_the_id_before_is_asked_for_only_once(played: Callable[..., Any]) -> None:
+    """From then on each verified upload leaves it known."""
+    ground, vehicle = await played("never")
+    for number, items in enumerate((FIRST, SECOND, mission(ITEMS, step=300)), 1):
+        assert (await ground.missions.upload(items)).verified == "opaque_id"
+        assert vehicle.counted == 1 + number
+    # the same id again: it may be a late acknowledgement, so that what is there is looked at
+    vehicle.lists -= 1
+    assert (await ground.missions.upload(FIRST)).verified == "download"

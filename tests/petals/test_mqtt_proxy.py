@@ -21,7 +21,7 @@ from petalbus.petals.proxies.listening import MAX_WAITING
 from petalbus.petals.proxies.mqtt import MQTTProxy
 from petalbus.schemas.errors import RecordInvalid
 
-from support.mqtt_world import BASE, World, mqtt_world
+from support.mqtt_world import BASE, Organization, World, mqtt_world
 from support.servers import RealServer
 
 
@@ -525,3 +525,31 @@ async def test_a_response_goes_to_whoever_gave_the_command(world: World) -> None
     await world.proxy.send_command_response("other", {"status": "x"})
     assert (await world.next())["organization"] == "ORG2"
     await close(petal)
+
+
+async def test_the_constructor_of_the_document(
+    server: RealServer, bus_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """S-167, S-168: with the document's arguments; ``debug`` shows what is sent, received and subscribed."""
+    organization = Organization()
+    proxy = MQTTProxy(
+        local_db_proxy=organization,
+        ts_client_host="localhost",
+        ts_client_port=3004,
+        callback_host="localhost",
+        callback_port=3005,
+        enable_callbacks=True,
+        debug=True,
+        url=server.url,
+        bus=bus_name,
+        app_id="documented.mqtt",
+    )
+    assert (proxy.client, proxy.callbacks) == (("localhost", 3004), ("localhost", 3005, True))
+    await proxy.start()
+    try:
+        assert (proxy.organization_id, proxy.device_id) == ("ORG1", "Instance-m1")
+        with caplog.at_level("DEBUG", logger="MQTTProxy"):
+            assert await proxy.publish_message("a/b", {"n": 1})
+        assert "a/b" in caplog.text
+    finally:
+        await proxy.stop()
