@@ -29,6 +29,8 @@ from petalbus.handlers.bucket.names import checked_key
 from petalbus.petals.proxies.bucket import running
 
 if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Scope, Send
+
     from petalbus.handlers.bucket.reading import Reading
     from petalbus.petals.proxies.bucket.proxy import S3BucketProxy
 
@@ -46,6 +48,9 @@ UNREAD_S: Final = 60.0
 """A client that takes nothing of its download for so long is left."""
 
 MAX_NAME_BYTES: Final = 200
+_SENT_BYTES: Final = 32 * 1024
+"""At once, so that a slow client is seen to take something."""
+
 _FORM_BYTES: Final = 64 * 1024
 _ABSENT: Final = "no bucket proxy runs in this process: make an S3BucketProxy and start it"
 _NAME_HEADER: Final = "x-filename"
@@ -231,10 +236,8 @@ def _add_reading(router: APIRouter, bucket: _Present) -> None:
         status, kind = 206 if wanted is not None else 200, told["content_type"] or "application/octet-stream"
         if request.method == "HEAD":
             return Response(status_code=status, headers=headers, media_type=kind)
-        if turns.locked():
-            text = f"{DOWNLOADS_AT_ONCE} logs are loaded just now: try again"
-            raise Refused(503, "busy", text, {"Retry-After": "5"})
-        return _Download(body, (first, last), turns, s3_key, status, headers, kind)
+        told = {"status_code": status, "headers": headers, "media_type": kind}
+        return _Download(body, (first, last), turns, s3_key, **told)
 
     @router.delete("/delete/{s3_key:bucket_key}", response_model=None)
     async def delete(request: Request, s3_key: str) -> Response:
@@ -273,28 +276,51 @@ def _add_about(router: APIRouter, bucket: _Present, spool: Spool) -> None:
         )
 
 
-class _Download(Response):
-    """A log as it comes; it has its turn, and its connection to the store, only while it is sent."""
+class _Download(StreamingResponse):
+    """A log as it comes. It has its turn, and its connection to the store, only while it is sent."""
 
-    def __init__(
-        self, body: Reading, wanted: tuple[int, int], turns: asyncio.Semaphore, key: str,
-        status: int, headers: dict[str, str], kind: str,
-    ) -> None:  # fmt: skip
-        super().__init__(None, status, headers, kind)
+    def __init__(self, body: Reading, wanted: tuple[int, int], turns: asyncio.Semaphore, key: str, **told: Any) -> None:
+        super().__init__(_streamed(body, key), **told)
         self._reading = body
         self._wanted = wanted
         self._turns = turns
-        self._key = key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it. Raises BucketError where the store breaks off, which ends the answer early."""
+        """Send it, or why not. Raises BucketError where the store breaks off, ClientDisconnect."""
+
+        async def patient(message: Message) -> None:
+            async with asyncio.timeout(UNREAD_S):  # its TimeoutError is one of OSError: Starlette takes it so
+                await send(message)
+
+        if self._turns.locked():
+            text = f"{DOWNLOADS_AT_ONCE} logs are loaded just now: try again"
+            await _refused(503, text, {"Retry-After": "5"})(scope, receive, send)
+            return
         async with self._turns:
             try:
                 await self._reading.begin(*self._wanted)
             except BucketError as error:
                 await _refused(error.status, str(error))(scope, receive, send)
                 return
-"""PLACEHOLDER"""
+            try:
+                await super().__call__(scope, receive, patient)
+            finally:
+                self._reading.close()
+
+
+async def _streamed(body: Reading, s3_key: str) -> AsyncIterator[bytes]:
+    try:
+        async for piece in body:
+            for at in range(0, len(piece), _SENT_BYTES):
+                yield piece[at : at + _SENT_BYTES]
+    except BucketError as error:
+        # the head is out: the answer ends early, which its length tells
+        (_given or [_log])[0].warning("the download of %s broke off: %s", s3_key, error)
+        raise
+    finally:
+        body.close()
+
+
 def _headers(told: dict[str, Any]) -> dict[str, str]:
     name = quote(str(told["s3_key"]).rpartition("/")[2], safe="")
     return {

@@ -54,6 +54,7 @@ class Spool:
         self._waiting: dict[str, Spooled] = {}
         self._failed: dict[str, str] = {}
         self._arriving = 0
+        self._coming: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def describe(self) -> dict[str, Any]:
@@ -81,6 +82,7 @@ class Spool:
         arriving = ArrivingLog(name, size=size, accept_documented=documented)
         upload = new_id()
         place: Path | None = None
+        self._coming.add(upload)  # a look at what is left over must not take it for that
         try:
             place = await asyncio.to_thread(self._make_room, upload, room)
             path = place / "log" / name
@@ -99,6 +101,8 @@ class Spool:
         except BaseException:
             await self._forget(place)
             raise
+        finally:
+            self._coming.discard(upload)
         made = self._waiting[upload] = Spooled(upload, path, arriving.size, more)
         return made
 

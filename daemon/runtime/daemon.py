@@ -106,6 +106,7 @@ class Daemon:
         self._bucket = BucketRoutes(settings, url=lambda: self._url, configured=is_configured(settings))
         self._bucket.include_in(self.http)
         self.http.include(lambda: import_module("petalbus.daemon.http.mavftp").mavftp_router(lambda: self._bus))
+        self.http.include(lambda: import_module("petalbus.daemon.http.metrics").metrics_router(self.status))
         self.restarts = False
         """It ends to be started again."""
         self._since = _process_start()

@@ -87,6 +87,7 @@ class BucketHandler:
         self._ended: deque[dict[str, Any]] = deque(maxlen=_SHOWN_ENDED)
         self._numbers = itertools.count()
         self._closing = False
+        self._beginning = 0
         self._counts = dict.fromkeys((State.DONE, State.FAILED, State.CANCELLED), 0)
         self._bytes = 0
         self._sweeper = Sweeper(bus, store, self.notes, live=self._uploads, machine=machine, prefix=options.prefix)
@@ -179,11 +180,16 @@ class BucketHandler:
 
     async def _take(self, record: Record, context: Context) -> dict[str, Any]:
         upload = self._uploads.get(record.id)
-        if upload is None and len(self._uploads) >= HELD and record.priority < Priority.HIGH:
+        full = len(self._uploads) + self._beginning >= HELD
+        if upload is None and full and record.priority < Priority.HIGH:
             # back for a while: many that wait or are paused must not shut an urgent one out
             raise HandlerError("many uploads are waiting already", error_code="BUSY", retry=True)
         if upload is None:
-            upload = await self._begin(record, context)
+            self._beginning += 1
+            try:
+                upload = await self._begin(record, context)
+            finally:
+                self._beginning -= 1
         else:
             upload.tell = context.progress  # our lease was lost, and this is the same record again
         try:

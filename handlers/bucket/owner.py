@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from petalbus.handlers.bucket.errors import Denied, NotThere
 from petalbus.handlers.bucket.names import checked_key, first_part, names_machine, names_other
-from petalbus.handlers.bucket.store import MAX_LISTED, Store
+from petalbus.handlers.bucket.store import MAX_LISTED, Store, Taken
+
+T = TypeVar("T")
 
 OWNER: Final = "machine-id"
 """Metadata of an object: the machine that stored it."""
+
+STORED_AT: Final = "upload-timestamp"
+"""Metadata of an object: when, which also tells one upload from the next."""
 
 _HEADS_AT_ONCE: Final = 8
 
@@ -47,8 +53,33 @@ class Owner:
         except NotThere:
             await self._require_no_machine(key)
             return
-        if told.get("Metadata", {}).get(OWNER) != self.machine:
+        self.require_ours(key, told)
+
+    async def is_new(self, key: str) -> bool:
+        """``free_or_ours`` once more, right before an object is stored: whether nothing is there. Raises Denied.
+
+        False for keys that name this machine: others store nothing there, and what is there may be replaced.
+        """
+        if names_machine(checked_key(key), self.machine, self.prefix):
+            return False
+        try:
+            told = await self.store.head(key)
+        except NotThere:
+            return True
+        self.require_ours(key, told)
+        return False
+
+    def require_ours(self, key: str, told: Mapping[str, Any]) -> None:
+        """Raises Denied where an object's head says that another machine stored it."""
+        if not names_machine(key, self.machine, self.prefix) and told.get("Metadata", {}).get(OWNER) != self.machine:
             raise Denied(f"Access denied: {key!r} is of another machine")
+
+    async def storing(self, key: str, store: Callable[[bool], Awaitable[T]]) -> T:
+        """Store an object, told whether it must be new. Raises Denied where another machine was faster."""
+        try:
+            return await store(await self.is_new(key))
+        except Taken:  # by another machine; or by a request of ours whose answer was lost
+            return await store(await self.is_new(key))
 
     async def is_ours(self, key: str) -> bool:
         """Whether an object is there and ours."""

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+import errno
+import os
+import stat
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
 from importlib import import_module
+from io import FileIO
+from pathlib import Path
 from typing import Any, Final
 
 from petalbus.handlers.bucket.errors import Away, BucketError, WrongBytes
 from petalbus.handlers.bucket.store import CHUNK_BYTES, Store
 
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _BREAKS: Final = 3
 _PAUSE_S: Final = 0.2
 
@@ -72,3 +80,97 @@ class Reading:
         if len(piece) > self._last + 1 - self._at:
             raise BucketError(f"the store sent more of {self._key} than was asked for")
         return piece
+
+
+class PathRefused(BucketError):
+    """There is no writing to this place."""
+
+    code = "path_refused"
+    status = 400
+
+
+class DiskFull(BucketError):
+    """The file has no room."""
+
+    code = "disk_full"
+    status = 507
+
+
+async def load(store: Store, key: str, told: Mapping[str, Any], path: Path | str) -> int:
+    """Load an object into a file, which appears only when it is complete; its size in bytes.
+
+    ``told``: the object's head. Folders are made, a file that is there is replaced. Raises PathRefused, DiskFull,
+    BucketError.
+    """
+    reading = Reading(store, key, size=int(told["ContentLength"]), etag=str(told["ETag"]).strip('"'))
+    part = _Part(path)
+    try:
+        await _to_its_end(part.open)
+        await reading.begin()
+        async for piece in reading:
+            await _to_its_end(part.write, piece)
+        await _to_its_end(part.keep)
+    except (OSError, ValueError, TypeError) as error:  # the store's own are BucketErrors
+        why = getattr(error, "strerror", None) or str(error)
+        kind = DiskFull if getattr(error, "errno", None) in _FULL else PathRefused
+        raise kind(f"Download failed: {path} cannot be written ({why})") from error
+    finally:
+        reading.close()
+        await _to_its_end(part.drop)
+    return reading.size
+
+
+async def _to_its_end(call: Callable[..., None], *arguments: Any) -> None:
+    """In a thread, and waited for also when we are cancelled: it would write on into what is taken away."""
+    task = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()
+        raise
+
+
+class _Part:
+    """A file while it is incomplete: beside its place, with a name of its own. All methods block."""
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = path
+        self._target = Path()
+        self._part: Path | None = None
+        self._file: FileIO | None = None
+
+    def open(self) -> None:
+        """Raises PathRefused, OSError, and what odd paths raise."""
+        target = self._target = Path(os.path.realpath(self._path))  # a link stays, and what it points to is replaced
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(target.stat().st_mode):
+                raise PathRefused(f"Download failed: {self._path} is there and is no regular file")
+        part = target.with_name(f"{target.name[:50]}.{uuid.uuid4().hex[:12]}.part")
+        self._file = FileIO(part, "x")
+        self._part = part
+
+    def write(self, piece: bytes) -> None:
+        """All of a piece."""
+        assert self._file is not None
+        left = memoryview(piece)
+        while left:
+            left = left[self._file.write(left) :]
+
+    def keep(self) -> None:
+        """It is complete."""
+        assert self._file is not None
+        assert self._part is not None
+        os.fsync(self._file.fileno())
+        self._part.replace(self._target)
+        self._part = None
+
+    def drop(self) -> None:
+        """Close it; remove what was not kept."""
+        with contextlib.suppress(OSError):
+            if self._file is not None:
+                self._file.close()
+            if self._part is not None:
+                self._part.unlink(missing_ok=True)

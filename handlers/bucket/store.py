@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from petalbus.handlers.bucket.body import Body, moving
 from petalbus.handlers.bucket.errors import Away, BucketError, Denied, NotThere, Unsupported, WrongBytes
@@ -21,15 +19,28 @@ if TYPE_CHECKING:
 
     from petalbus.handlers.bucket.credentials import Credentials
 
+T = TypeVar("T")
+
 PART_BYTES: Final = 8 * 1024 * 1024
 CHUNK_BYTES: Final = 256 * 1024
 MAX_LISTED: Final = 10_000
 CONNECT_SECONDS: Final = 10.0
+CONNECTIONS: Final = 32
+"""At once: a download holds one as long as it lasts, and the others must not wait for that."""
 
 _EXPIRED: Final = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "InvalidToken", "TokenRefreshRequired")
 _MISSING: Final = ("404", "NoSuchKey", "NotFound", "NoSuchUpload")
 _REFUSED: Final = ("403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", *_EXPIRED)
-_PASSING: Final = ("SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "Throttling", "TooManyRequests", "429")
+_MEANWHILE: Final = ("ConditionalRequestConflict", "OperationAborted")
+_PASSING: Final = (
+    "SlowDown",
+    "RequestTimeout",
+    "RequestTimeTooSkewed",
+    "Throttling",
+    "TooManyRequests",
+    "429",
+    *_MEANWHILE,
+)
 _WRONG: Final = ("BadDigest", "InvalidPart", "InvalidDigest", "IncompleteBody", "XAmzContentSHA256Mismatch")
 _UNSUPPORTED: Final = ("NotImplemented", "MethodNotAllowed")
 _BARE: Final = ("400", "403")
@@ -80,6 +91,7 @@ class Store:
         self._credentials: Credentials | None = None
         self._stack = AsyncExitStack()
         self._client: Any = None
+        self._conditions = True
         self._turn = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -97,29 +109,18 @@ class Store:
             return f"{self.endpoint.rstrip('/')}/{self.bucket}/{key}"
         return f"https://{self.bucket}.s3.{self.region}.amazonaws.com/{key}"
 
-    async def put(self, key: str, body: Body, options: Mapping[str, Any], *, md5: str) -> str:
-        """Store an object in one request; its ETag. ``md5``: of the body, in base64. Raises BucketError."""
-        call = self._call("put_object", Key=key, Body=body, ContentMD5=md5, **options)
-        return _etag(await moving(call, body))
+    async def put(self, key: str, body: Body, options: Mapping[str, Any], *, md5: str, new: bool = False) -> str:
+        """Store an object in one request; its ETag. ``md5``: of the body, in base64. Raises BucketError.
 
-    async def get(self, key: str, path: Path) -> int:
-        """Load an object into a file, which appears only when it is complete; its size. Raises BucketError."""
-        answer = await self._call("get_object", Key=key)
-        part = path.with_name(f"{path.name}.part")
-        await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
-        size = 0
-        try:
-            async with answer["Body"] as body:
-                with await asyncio.to_thread(part.open, "wb") as file:
-                    while chunk := await body.read(CHUNK_BYTES):
-                        size += await asyncio.to_thread(file.write, chunk)
-                    await asyncio.to_thread(os.fsync, file.fileno())
-            _require(size == int(answer["ContentLength"]), f"{size} of {answer['ContentLength']} bytes came")
-            await asyncio.to_thread(part.replace, path)
-        except BaseException:
-            await asyncio.to_thread(part.unlink, missing_ok=True)
-            raise
-        return size
+        ``new``: only where there is none yet, which not all stores can; raises Taken.
+        """
+
+        async def once(**more: str) -> str:
+            body.seek(0)
+            call = self._call("put_object", Key=key, Body=body, ContentMD5=md5, **options, **more)
+            return _etag(await moving(call, body))
+
+        return await self._stored(once, new=new)
 
     async def read(self, key: str, first: int, last: int) -> dict[str, Any]:
         """Begin to load the bytes ``first`` to ``last`` of an object: ``Body`` is to be closed. Raises BucketError."""
@@ -172,10 +173,26 @@ class Store:
                 return tuple(found)
             after = following
 
-    async def complete(self, key: str, upload: str, etags: Mapping[int, str]) -> None:
-        """Make an object of its parts. Raises NotThere, WrongBytes, BucketError."""
-        parts = [{"PartNumber": number, "ETag": f'"{etags[number]}"'} for number in sorted(etags)]
-        await self._call("complete_multipart_upload", Key=key, UploadId=upload, MultipartUpload={"Parts": parts})
+    async def complete(self, key: str, upload: str, etags: Mapping[int, str], *, new: bool = False) -> None:
+        """Make an object of its parts; ``new`` as in ``put``. Raises NotThere, WrongBytes, Taken, BucketError."""
+        parts = {"Parts": [{"PartNumber": number, "ETag": f'"{etags[number]}"'} for number in sorted(etags)]}
+
+        async def once(**more: str) -> dict[str, Any]:
+            ask = "complete_multipart_upload"
+            return await self._call(ask, Key=key, UploadId=upload, MultipartUpload=parts, **more)
+
+        await self._stored(once, new=new)
+
+    async def _stored(self, once: Callable[..., Awaitable[T]], *, new: bool) -> T:
+        """Store something, only where nothing is when it shall be ``new`` and the store can say so."""
+        if not (new and self._conditions):
+            return await once()
+        try:
+            return await once(IfNoneMatch="*")
+        except (Unsupported, _NotTaken):
+            stored = await once()
+            self._conditions = False  # it was the condition that it did not take
+            return stored
 
     async def abort(self, key: str, upload: str) -> None:
         """Give a multipart upload up; one that is not there is no error. Raises BucketError."""
@@ -219,6 +236,7 @@ class Store:
                 config = import_module("aiobotocore.config").AioConfig(
                     connect_timeout=min(self._timeout, CONNECT_SECONDS),
                     read_timeout=self._timeout,
+                    max_pool_connections=CONNECTIONS,
                     retries={"total_max_attempts": self._attempts, "mode": "standard"},
                     # each body has its MD5 in the request: signing it would read it once more, on the event loop
                     s3={"addressing_style": "path" if self.endpoint else "auto", "payload_signing_enabled": False},
@@ -249,28 +267,32 @@ def _descriptions() -> Any:
     return loader
 
 
-def _require(complete: bool, what: str) -> None:  # noqa: FBT001  # a condition
-    if not complete:
-        raise BucketError(f"Download failed: {what}")
-
-
 def _etag(answer: Mapping[str, Any]) -> str:
     return str(answer.get("ETag", "")).strip('"').lower()
+
+
+class Taken(Away):
+    """An object was to be new, and there is one already."""
 
 
 class _Expired(Denied):
     """The credentials have run out."""
 
 
+class _NotTaken(BucketError):
+    """HTTP 400 without a reason that we know."""
+
+
 @asynccontextmanager
 async def _translated(key: str, *, last: bool = False, bare: bool = False) -> AsyncIterator[None]:
-    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415  # loaded with the client by now
+    from aiohttp import ClientError as Broken  # noqa: PLC0415  # loaded with the client by now
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415  # the same
 
     try:
         yield
     except ClientError as error:
         raise _in_our_words(error.response, key, last=last, bare=bare) from error
-    except (BotoCoreError, OSError, TimeoutError) as error:
+    except (BotoCoreError, Broken, OSError, TimeoutError) as error:
         raise Away(f"the store cannot be reached: {type(error).__name__}") from error
     except RuntimeError as error:
         if "still expired" not in str(error):  # the library has no class of its own for it
@@ -294,4 +316,6 @@ def _in_our_words(answer: Mapping[str, Any], key: str, *, last: bool, bare: bool
         return WrongBytes(f"the store answered {code}: {told.get('Message', '')}")
     if code in _REFUSED or status in (401, 403):
         return Denied(f"Access denied by the store ({code}): {key}")
-    return BucketError(f"the store answered {code}: {told.get('Message', '')}")
+    if code == "PreconditionFailed" or status == 412:
+        return Taken(f"something was stored as {key} meanwhile")
+    return (_NotTaken if status == 400 else BucketError)(f"the store answered {code}: {told.get('Message', '')}")

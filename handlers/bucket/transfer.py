@@ -21,7 +21,7 @@ from petalbus.handlers.bucket import store as store_module
 from petalbus.handlers.bucket.body import Body, Meter
 from petalbus.handlers.bucket.errors import BucketError, Denied, FileRefused, NotThere, Unsupported, WrongBytes
 from petalbus.handlers.bucket.files import FlightLog, unchanged
-from petalbus.handlers.bucket.owner import OWNER
+from petalbus.handlers.bucket.owner import OWNER, STORED_AT, Owner
 from petalbus.handlers.bucket.store import Store
 
 PARTS_AT_ONCE: Final = 2
@@ -83,17 +83,17 @@ def options_of(log: FlightLog, machine: str, more: Mapping[str, str] | None = No
     metadata = {
         **(more or {}),
         "original-filename": log.path.name.encode("ascii", "replace").decode(),
-        "upload-timestamp": datetime.now(UTC).isoformat(),
+        STORED_AT: datetime.now(UTC).isoformat(),
         OWNER: machine,
     }
     return {"ContentType": log.content_type, "Metadata": metadata, "ServerSideEncryption": "AES256"}
 
 
-async def put(store: Store, log: FlightLog, key: str, options: Mapping[str, Any]) -> int:
-    """Store a file, whole or not at all, in one go; its size in the store. Raises BucketError."""
+async def put(store: Store, log: FlightLog, key: str, options: Mapping[str, Any], *, prefix: str = "") -> int:
+    """Store a file, whole or not at all, in one go; its size in the store. Raises BucketError, as ``Transfer``."""
     progress = InMemory()
     try:
-        return (await Transfer(store, log, key, options, progress=progress).run())[0]
+        return (await Transfer(store, log, key, options, progress=progress, prefix=prefix).run())[0]
     except BaseException:
         if progress.upload is not None:
             await asyncio.shield(_given_up(store, key, progress.upload))
@@ -108,7 +108,10 @@ async def _given_up(store: Store, key: str, upload: str) -> None:
 
 
 class Transfer:
-    """One attempt. ``turn``: taken for each request that is large. ``meter`` counts the bytes."""
+    """One attempt. ``turn``: taken for each request that is large. ``meter`` counts the bytes.
+
+    ``prefix``: the upload prefix. What another machine stores as ``key`` meanwhile is neither replaced nor deleted.
+    """
 
     def __init__(
         self,
@@ -120,6 +123,7 @@ class Transfer:
         progress: Progress,
         turn: Turn | None = None,
         meter: Meter | None = None,
+        prefix: str = "",
     ) -> None:
         self._store = store
         self._log = log
@@ -128,6 +132,7 @@ class Transfer:
         self._progress = progress
         self._turn = turn or _at_once
         self._meter = meter or Meter()
+        self._owner = Owner(store, options["Metadata"][OWNER], prefix)
         self._etags: dict[int, str] = {}
         self._md5s: dict[int, bytes] = {}
 
@@ -149,7 +154,10 @@ class Transfer:
             body = Body(data, self._meter)
             stored = False
             try:
-                etag = await self._store.put(self._key, body, self._options, md5=_base64(md5))
+                etag = await self._owner.storing(
+                    self._key,
+                    lambda new: self._store.put(self._key, body, self._options, md5=_base64(md5), new=new),
+                )
                 stored = True
             finally:
                 self._meter.ended(body, stored=stored)
@@ -180,7 +188,9 @@ class Transfer:
         await self._require_unchanged()
         async with self._turn():
             try:
-                await self._store.complete(self._key, upload, self._etags)
+                await self._owner.storing(
+                    self._key, lambda new: self._store.complete(self._key, upload, self._etags, new=new)
+                )
             except NotThere:
                 # a completion whose answer was lost: the object is there then
                 if (found := await self._finished(file, size)) is None:
@@ -284,6 +294,7 @@ class Transfer:
             told = await self._store.head(self._key)
         except NotThere:
             return None
+        self._owner.require_ours(self._key, told)
         if int(told["ContentLength"]) != self._log.size:
             return None
         count = -(-self._log.size // size)
@@ -301,12 +312,19 @@ class Transfer:
         return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{count}"
 
     async def _checked(self, wanted: str) -> tuple[int, str]:
-        """Compare the object with the file. A wrong one is taken away: half a log is worse than none."""
+        """Compare the object with the file. A wrong one is taken away: half a log is worse than none.
+
+        But only our own, of this attempt: another one is somebody's log, who was told that it is stored.
+        """
         told = await self._store.head(self._key)
         size, etag = int(told["ContentLength"]), _etag(told)
         if size != self._log.size or not await self._is_this_file(told, wanted):
-            await self._store.delete(self._key)
             await self._progress.begun(None, 0)
+            found, ours = told.get("Metadata", {}), self._options["Metadata"]
+            if found.get(OWNER) != self._owner.machine:
+                raise Denied(f"Access denied: another machine stored {self._key!r} at the same time")
+            if found.get(STORED_AT) == ours[STORED_AT]:
+                await self._store.delete(self._key)
             raise WrongBytes(
                 f"Upload failed: the store has {size} bytes with checksum {etag} as {self._key}; "
                 f"the file has {self._log.size} with {wanted}"

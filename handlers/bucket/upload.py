@@ -239,6 +239,7 @@ class Upload:
             progress=Noted(around.notes, order.id, note),
             turn=lambda: around.gate.turn(order.rank),
             meter=self.meter,
+            prefix=order.prefix,
         )
         size, etag = await transfer.run()
         return self._result(key, size, etag)

@@ -10,6 +10,7 @@ MavlinkError
 ├── OrderOvertaken          an order to come down arrived before the takeoff command left; it was not sent
 ├── ParamsIncomplete        the list of all parameters has gaps after the time allowed
 ├── NotConnected            there is no vehicle; nothing was sent
+├── VehicleBusy             too much is under way with the vehicle already; nothing was sent
 └── CommandOutcomeUnknown   the command was sent, its outcome cannot be known; it is not sent again
 """
 
@@ -68,6 +69,12 @@ class NotConnected(MavlinkError):
     """No vehicle is connected; nothing was sent."""
 
     code = "VEHICLE_NOT_CONNECTED"
+
+
+class VehicleBusy(MavlinkError):
+    """Too much is under way with the vehicle already, or for too long. Nothing was sent."""
+
+    code = "VEHICLE_BUSY"
 
 
 class OrderNotAllowed(MavlinkError):

@@ -141,7 +141,7 @@ class Ingest:
         self._due[source] = due + pause if now < due + pause else now + pause
         return True
 
-    def _complain(self, error: BusError) -> None:
+    def _complain(self, error: Exception) -> None:
         now = time.monotonic()
         if now - self._complained > _COMPLAIN_EVERY_S:
             self._complained = now

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -183,24 +182,30 @@ async def test_a_token_service_that_fails_is_waited_for(world: World, status: in
     assert (await world.result(upload, path))["success"]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda tokens: setattr(tokens, "status", 403),
-        lambda tokens: setattr(tokens, "answer", {"accessKeyId": "secret-piece"}),
-    ],
-)
-async def test_a_token_service_that_refuses_us(
-    world: World, change: Callable[[object], None], caplog: pytest.LogCaptureFixture
-) -> None:
-    """S-271: a dead letter in the documented words; what it answered is nowhere."""
-    change(world.tokens)
+async def test_a_token_service_that_refuses_us(world: World) -> None:
+    """S-271: a clear no is a dead letter in the documented words."""
+    world.tokens.status = 403
     await world.start()
     path = world.log()
     with pytest.raises(ReplyError, match="Authentication failed"):
         await world.result(await world.send(path), path)
-    letter = (await world.bus.dead.list("bucket"))[0]
-    assert "secret-piece" not in caplog.text + letter.detail + letter.reason
+    assert len(await world.bus.dead.list("bucket")) == 1
+
+
+async def test_a_token_service_that_answers_nonsense_is_waited_for(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The page of a network that wants a login, or a gateway's: no log is given up for it, and it is shown nowhere."""
+    right = world.tokens.answer
+    world.tokens.answer = {"accessKeyId": "secret-piece"}
+    await world.start()
+    path = world.log()
+    upload = await world.send(path)
+    seen = await world.until(upload, lambda one: one["state"] == "offline" and one["last_error"])
+    assert "lacks" in seen["last_error"]
+    assert "secret-piece" not in caplog.text + seen["last_error"]
+    world.tokens.answer = right
+    assert (await world.result(upload, path))["success"]
 
 
 # -- links ------------------------------------------------------------------------------------------------------------

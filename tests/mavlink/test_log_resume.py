@@ -1,4 +1,4 @@
-"""A log that was cut off: a download goes on only with what surely is the same log's, whatever time is told for it."""
+"""A log that was cut off: a download goes on only with what surely is the same log's, whatever its time."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from petalbus.handlers.mavlink.errors import MavlinkError, NotConnected
 from petalbus.handlers.mavlink.files.log_part import FileSink, MemorySink, Sink
 from petalbus.handlers.mavlink.files.log_pieces import PIECE, Entry, Listing, LogInfo, Pace, Range, Window
 from petalbus.handlers.mavlink.flight.vehicle import Vehicle
-from petalbus.handlers.mavlink.wire.calls import Calls, Inbox
+from petalbus.handlers.mavlink.wire.calls import Calls, Inbox, Operation
 from petalbus.handlers.mavlink.wire.framing import Frame
 
 __all__ = ["LogBusy", "LogClient", "LogInfo", "LogTimeout", "LogTooLarge", "LogUnknown", "Tell"]
@@ -97,6 +97,7 @@ class _Job:
     tell: Tell | None
     total: int
     pace: Pace
+    operation: Operation
     done: int = 0
     """Bytes in windows that are finished."""
     asked: int = 0
@@ -124,13 +125,18 @@ class LogClient:
 
     async def list_logs(self, *, timeout: float = 10.0) -> list[LogInfo]:
         """All logs by id. Raises NotConnected, LogBusy, LogTimeout when some are missing after ``timeout`` s."""
+        return await self._listed(timeout, None)
+
+    async def _listed(self, timeout: float, operation: Operation | None) -> list[LogInfo]:
+        """The same; ``operation``: the one that it is a part of."""
         state = self._vehicle.heard_lately()
+        operation = operation or Operation(state.system)
         async with self._turn(timeout):
             listing = Listing(first=0 if state.autopilot == _PX4 else 1)
             end = time.monotonic() + timeout
             with self._calls.listen({_ENTRY}, state.system) as inbox:
                 try:
-                    await self._list(listing, inbox, state.system, end)
+                    await self._list(listing, inbox, operation, end)
                 finally:
                     if listing.total is not None:  # who did not answer may be busy with somebody else's transfer
                         self._end(state.system)
@@ -138,10 +144,10 @@ class LogClient:
                 raise LogTimeout("the list of logs", len(listing.infos), listing.total, timeout)
         return [listing.infos[number] for number in sorted(listing.infos)]
 
-    async def _list(self, listing: Listing, inbox: Inbox, system: int, end: float) -> None:
+    async def _list(self, listing: Listing, inbox: Inbox, operation: Operation, end: float) -> None:
         pace = Pace()
         while not listing.complete() and time.monotonic() < end:
-            self._ask_list(system, *listing.missing())
+            self._ask_list(operation, *listing.missing())
             pace.asked(time.monotonic())
             while (now := time.monotonic()) < min(end, pace.quiet_at()):
                 frame = await inbox.get(min(end, pace.quiet_at()) - now)
@@ -187,12 +193,13 @@ class LogClient:
         log is gone, for ``timeout`` seconds. Raises NotConnected, LogBusy, LogTimeout.
         """
         end = time.monotonic() + timeout
-        before = left = await self.list_logs(timeout=timeout)
+        operation = Operation(self._vehicle.heard_lately().system)
+        before = left = await self._listed(timeout, operation)
         while before and len(left) >= len(before) and time.monotonic() < end:
             system = self._vehicle.heard_lately().system
-            self._calls.send("LOG_ERASE", system, target_system=system, target_component=1)
+            self._calls.send("LOG_ERASE", system, part_of=operation, target_system=system, target_component=1)
             await asyncio.sleep(_ERASED_LOOK_S)
-            left = await self.list_logs(timeout=max(1.0, end - time.monotonic()))
+            left = await self._listed(max(1.0, end - time.monotonic()), operation)
         return left
 
     async def _download(
@@ -207,15 +214,15 @@ class LogClient:
         """Fetch a log's windows in their order; returns what came."""
         system = self._vehicle.heard_lately().system
         async with self._turn(timeout):
-            pace = Pace()
-            info = await self._entry(log_id, system, timeout, pace)
+            pace, operation = Pace(), Operation(system)
+            info = await self._entry(log_id, operation, timeout, pace)
             total = info.size if size is None else min(size, info.size)
             if total > most:
                 raise LogTooLarge(
                     f"log {log_id} has {total} bytes, {most} are allowed; give a smaller size, or raise the limit"
                 )
             with self._calls.listen({_DATA}, system) as inbox, self._ending(system):
-                job = _Job(info._replace(size=total), system, inbox, timeout, tell, total, pace)
+                job = _Job(info._replace(size=total), system, inbox, timeout, tell, total, pace, operation)
                 await self._begin(job, sink, info.size)
                 await self._windows(job, sink)
             await sink.finish(job.done)  # still in our turn: the next one may be for the same file
@@ -250,13 +257,13 @@ class LogClient:
         job.asked = look.asked
         return bytes(window.data)
 
-    async def _entry(self, log_id: int, system: int, timeout: float, pace: Pace) -> LogInfo:
+    async def _entry(self, log_id: int, operation: Operation, timeout: float, pace: Pace) -> LogInfo:
         """Ask what a log is; PX4 serves none that was not asked for like this. Raises LogUnknown, LogTimeout."""
         end = time.monotonic() + timeout
-        others = 0
+        others, system = 0, operation.system
         with self._calls.listen({_ENTRY}, system) as inbox:
             while time.monotonic() < end:
-                self._ask_list(system, log_id, log_id)
+                self._ask_list(operation, log_id, log_id)
                 pace.asked(time.monotonic())
                 while (now := time.monotonic()) < min(end, pace.quiet_at()):
                     frame = await inbox.get(min(end, pace.quiet_at()) - now)
@@ -318,11 +325,12 @@ class LogClient:
     def _ask_data(self, job: _Job, wanted: Range) -> None:
         if job.pace.silent > 1:
             # it may have started again, and PX4 then wants to be asked for the list first
-            self._ask_list(job.system, job.info.id, job.info.id)
+            self._ask_list(job.operation, job.info.id, job.info.id)
         job.asked += 1
         self._calls.send(
             "LOG_REQUEST_DATA",
             job.system,
+            part_of=job.operation,
             target_system=job.system,
             target_component=1,
             id=job.info.id,
@@ -331,9 +339,9 @@ class LogClient:
         )
         job.pace.asked(time.monotonic())
 
-    def _ask_list(self, system: int, first: int, last: int) -> None:
-        target = {"target_system": system, "target_component": 1}
-        self._calls.send("LOG_REQUEST_LIST", system, **target, start=first, end=last)
+    def _ask_list(self, operation: Operation, first: int, last: int) -> None:
+        target = {"target_system": operation.system, "target_component": 1}
+        self._calls.send("LOG_REQUEST_LIST", operation.system, part_of=operation, **target, start=first, end=last)
 
     def _end(self, system: int) -> None:
         with suppress(NotConnected):

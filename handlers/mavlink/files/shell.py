@@ -19,7 +19,7 @@ from typing import Final
 from petalbus.handlers.mavlink.errors import MavlinkError, NotConnected, OrderInvalid
 from petalbus.handlers.mavlink.flight.vehicle import Vehicle
 from petalbus.handlers.mavlink.params.round_trip import RoundTrip
-from petalbus.handlers.mavlink.wire.calls import Calls, Inbox
+from petalbus.handlers.mavlink.wire.calls import Calls, Inbox, Operation
 from petalbus.handlers.mavlink.wire.framing import Frame
 
 LONGEST_LINE: Final = 120
@@ -68,6 +68,7 @@ class Shell:
         self._most = most_output
         self._trip = RoundTrip()
         self._free = asyncio.Lock()
+        self._operation: Operation | None = None
 
     async def run(self, command: str, *, settle: float = 0.5, timeout: float = 3.0) -> str:
         """Run one line and return what it prints, without its echo and the prompt.
@@ -83,6 +84,7 @@ class Shell:
         end = time.monotonic() + timeout
         self.complete = False
         await self._turn(end)
+        self._operation = Operation(system)
         try:
             with self._session(system) as (inbox, screen):
                 await self._type(command, system, inbox, screen, end)
@@ -178,7 +180,7 @@ class Shell:
         for start in range(0, len(data), _CHUNK):
             part = data[start : start + _CHUNK]
             payload = _LAYOUT.pack(0, 0, _SHELL, _RESPOND | _EXCLUSIVE, len(part), part, system, 1)
-            self._calls.send_payload(_SERIAL_CONTROL, payload, system)
+            self._calls.send_payload(_SERIAL_CONTROL, payload, system, part_of=self._operation)
 
 
 class _Screen:

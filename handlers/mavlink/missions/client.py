@@ -265,7 +265,8 @@ class MissionClient:
     async def _knows_id_before(self, talk: Talk, autopilot: int, timeout: float) -> bool:
         """Whether the id of the list that the vehicle has now is known, so that another one says that it is gone.
 
-        Where lists have ids it is asked for. Without an answer the upload goes on, and what then is there is fetched.
+        Where lists have ids it is asked for. Without an answer the upload goes on, and what is then there is
+        fetched.
         """
         if not self._ids.knows_current(talk.kind) and (autopilot == Autopilot.PX4 or self._ids.used):
             with suppress(MissionRefused, MissionTimeout):

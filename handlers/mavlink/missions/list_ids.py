@@ -13,8 +13,8 @@ _MOST: Final = 64
 class ListIds:
     """The last ids heard of one vehicle, and of which kinds the list that it has now is among them.
 
-    An acknowledgement may come late or twice. So an id proves that a list is a new one only when it was never heard
-    before, and when that of the list before it was.
+    An acknowledgement may come late or twice. So an id proves that a list is a new one only when it was never
+    heard before, and when that of the list before it was.
     """
 
     def __init__(self) -> None:

@@ -130,7 +130,7 @@ class Talk:
     def __init__(
         self, calls: Calls, inbox: Inbox, system: int, kind: MissionKind, trip: SteadyTrip, ids: ListIds
     ) -> None:
-        """``inbox`` listens to ``HEARD``; ``trip`` is what is known of the way to this vehicle, ``ids`` of its lists."""
+        """``inbox`` listens to ``HEARD``; ``trip`` and ``ids``: what is known of the way, and of its lists."""
         self.kind = kind
         self.system = system
         self.trip = trip

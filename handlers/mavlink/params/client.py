@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from typing import Final, Protocol
 
-from petalbus.handlers.mavlink.errors import CommandOutcomeUnknown, NotConnected, ParamsIncomplete
+from petalbus.handlers.mavlink.errors import CommandOutcomeUnknown, ParamsIncomplete
 from petalbus.handlers.mavlink.flight.commands import Command, Target
 from petalbus.handlers.mavlink.flight.procedures import Cmd
 from petalbus.handlers.mavlink.flight.state import Autopilot, VehicleState
@@ -24,6 +24,7 @@ from petalbus.handlers.mavlink.params.values import (
     unpack_param_error,
     unpack_param_value,
 )
+from petalbus.handlers.mavlink.wire.calls import Operation
 from petalbus.handlers.mavlink.wire.framing import Frame
 
 Tell = Callable[[int, int | None], Awaitable[None]]
@@ -100,7 +101,8 @@ class ParamClient:
     async def read(self, names: Iterable[str], *, limits: Limits, timeout: float, tell: Tell | None = None) -> Transfer:
         """Read parameters by name. Raises NotConnected."""
         remote = await self._reach()
-        return await self._run(Transfer(map(Item, names), remote=remote, limits=limits), timeout=timeout, tell=tell)
+        transfer = Transfer(map(Item, names), remote=remote, limits=limits)
+        return await self._run(transfer, Operation(remote.system), timeout=timeout, tell=tell)
 
     async def write(
         self, items: Iterable[Item], *, limits: Limits, timeout: float, tell: Tell | None = None
@@ -112,7 +114,7 @@ class ParamClient:
         async with self._turn({item.key for item in wanted}, end) as ours:
             transfer = Transfer(wanted, remote=remote, limits=limits)
             if ours:
-                await self._run(transfer, timeout=end - self._clock(), tell=tell)
+                await self._run(transfer, Operation(remote.system), timeout=end - self._clock(), tell=tell)
             else:
                 transfer.give_up()
             return transfer
@@ -121,16 +123,16 @@ class ParamClient:
         """All parameters. Raises NotConnected, and ParamsIncomplete when some are missing after ``timeout`` seconds."""
         remote = await self._reach()
         end = self._clock() + timeout
-        listing = _Listing()
+        listing, operation = _Listing(), Operation(remote.system)
         with self._listening(listing):
             while not listing.complete and self._clock() < end:
                 if listing.total is None or not listing.missing:
                     payload = pack_param_list(system=remote.system, component=remote.component)
-                    self._transmit(PARAM_REQUEST_LIST_ID, payload, remote)
+                    self._transmit(PARAM_REQUEST_LIST_ID, payload, operation)
                 await self._stream(listing, end, tell)
                 if listing.missing:
                     gaps = Transfer(map(Item, listing.missing), remote=remote, limits=_GAP_LIMITS)
-                    await self._run(gaps, timeout=end - self._clock())
+                    await self._run(gaps, operation, timeout=end - self._clock())
         if not listing.complete:
             raise ParamsIncomplete(len(listing.values), listing.total, timeout)
         return listing.values
@@ -158,16 +160,16 @@ class ParamClient:
                 told = now
                 await tell(len(listing.values), listing.total)
 
-    async def _run(self, transfer: Transfer, *, timeout: float, tell: Tell | None = None) -> Transfer:
-        remote = self._remote
-        assert remote is not None
+    async def _run(
+        self, transfer: Transfer, operation: Operation, *, timeout: float, tell: Tell | None = None
+    ) -> Transfer:
         end = self._clock() + timeout
         told = self._clock()
         with self._listening(transfer):
             while not transfer.finished and (now := self._clock()) < end:
                 self._news.clear()
                 for msgid, payload in transfer.poll(now):
-                    self._transmit(msgid, payload, remote)
+                    self._transmit(msgid, payload, operation)
                 if transfer.done == transfer.total:
                     break
                 await self._wait(min(transfer.next_due(now), end) - self._clock())
@@ -177,9 +179,8 @@ class ParamClient:
         transfer.give_up()
         return transfer
 
-    def _transmit(self, msgid: int, payload: bytes, remote: Remote) -> None:
-        if not self._send_payload(msgid, payload, remote.system):
-            raise NotConnected(f"no peer leads to system {remote.system}")
+    def _transmit(self, msgid: int, payload: bytes, operation: Operation) -> None:
+        operation.note(self._send_payload(msgid, payload, operation.system), f"message {msgid}")
 
     async def _wait(self, seconds: float) -> None:
         if seconds <= 0:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from petalbus.handlers.mavlink.fleet import Fleet
 
 _AT_ONCE: Final = 4
+"""Of each kind, with one vehicle."""
 
 RemotePath = Annotated[str, Field(min_length=1, max_length=239)]
 
@@ -84,25 +85,25 @@ class FileRequests(Desk):
     def register(self, bus: Bus) -> None:
         """Handle the records on ``bus``."""
         reading = {
-            "ftp.list": self.answer(OnePath, _list),
-            "ftp.get": self.answer(OnePath, self._get),
-            "ftp.crc": self.answer(OnePath, _crc),
-            "log.list": self.answer(ListLogs, _list_logs),
-            "log.get": self.answer(GetLog, self._get_log),
+            "ftp.list": self.answer(OnePath, _list, at_once=_AT_ONCE),
+            "ftp.get": self.answer(OnePath, self._get, at_once=_AT_ONCE),
+            "ftp.crc": self.answer(OnePath, _crc, at_once=_AT_ONCE),
+            "log.list": self.answer(ListLogs, _list_logs, at_once=_AT_ONCE),
+            "log.get": self.answer(GetLog, self._get_log, at_once=_AT_ONCE),
         }
         changing = {
-            "ftp.put": self.answer(PutFile, self._put),
-            "ftp.remove": self.answer(OnePath, _remove),
-            "ftp.rename": self.answer(Rename, _rename),
-            "ftp.mkdir": self.answer(OnePath, _make_folder),
-            "ftp.rmdir": self.answer(OnePath, _remove_folder),
-            "log.erase": self.answer(EraseLogs, _erase_logs),
-            "shell": self.answer(RunCommand, _run),
+            "ftp.put": self.answer(PutFile, self._put, at_once=_AT_ONCE),
+            "ftp.remove": self.answer(OnePath, _remove, at_once=_AT_ONCE),
+            "ftp.rename": self.answer(Rename, _rename, at_once=_AT_ONCE),
+            "ftp.mkdir": self.answer(OnePath, _make_folder, at_once=_AT_ONCE),
+            "ftp.rmdir": self.answer(OnePath, _remove_folder, at_once=_AT_ONCE),
+            "log.erase": self.answer(EraseLogs, _erase_logs, at_once=_AT_ONCE),
+            "shell": self.answer(RunCommand, _run, at_once=_AT_ONCE),
         }
         for name, handle in reading.items():
-            bus.on(f"mavlink.{name}", concurrency=_AT_ONCE, overtakes=self.lane)(handle)
+            bus.on(f"mavlink.{name}", concurrency=None, overtakes=self.lane)(handle)
         for name, handle in changing.items():
-            bus.on(f"mavlink.{name}", redelivery="report", concurrency=_AT_ONCE, overtakes=self.lane)(handle)
+            bus.on(f"mavlink.{name}", redelivery="report", concurrency=None, overtakes=self.lane)(handle)
 
     async def _get(self, job: Job[OnePath]) -> dict[str, Any]:
         path = job.wanted.path

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
 
 _AT_ONCE: Final = 4
+"""Of each kind, with one vehicle."""
 
 
 class OfAKind(Wanted):
@@ -60,18 +61,18 @@ class MissionRequests(Desk):
 
     def register(self, bus: Bus) -> None:
         """Handle the records on ``bus``. What changes something is not run again after a crash."""
-        at_once, lane = _AT_ONCE, self.lane
+        lane = self.lane
         for name, handle in (
-            ("download", self.answer(DownloadMission, _download)),
-            ("count", self.answer(OfAKind, _count)),
+            ("download", self.answer(DownloadMission, _download, at_once=_AT_ONCE)),
+            ("count", self.answer(OfAKind, _count, at_once=_AT_ONCE)),
         ):
-            bus.on(f"mavlink.mission.{name}", concurrency=at_once, overtakes=lane)(handle)
+            bus.on(f"mavlink.mission.{name}", concurrency=None, overtakes=lane)(handle)
         for name, handle in (
-            ("upload", self.answer(UploadMission, _upload)),
-            ("clear", self.answer(OfAKind, _clear)),
-            ("current", self.answer(SetCurrent, _set_current)),
+            ("upload", self.answer(UploadMission, _upload, at_once=_AT_ONCE)),
+            ("clear", self.answer(OfAKind, _clear, at_once=_AT_ONCE)),
+            ("current", self.answer(SetCurrent, _set_current, at_once=_AT_ONCE)),
         ):
-            bus.on(f"mavlink.mission.{name}", redelivery="report", concurrency=at_once, overtakes=lane)(handle)
+            bus.on(f"mavlink.mission.{name}", redelivery="report", concurrency=None, overtakes=lane)(handle)
 
 
 async def _upload(job: Job[UploadMission]) -> dict[str, Any]:

@@ -18,11 +18,12 @@ from petalbus.daemon.bus.errors import HandlerError
 from petalbus.handlers.mavlink.decode import CONTENT_TYPE
 from petalbus.handlers.mavlink.errors import OrderInvalid
 from petalbus.handlers.mavlink.flight.commands import Ack, Target
+from petalbus.handlers.mavlink.flight.procedures import Cmd
 from petalbus.handlers.mavlink.flight.reboot import Reboot
 from petalbus.handlers.mavlink.params.refusal import ENCODING_UNKNOWN, Refusal
 from petalbus.handlers.mavlink.params.transfer import Transfer
 from petalbus.handlers.mavlink.params.values import ParamEncoding, ParamType, ParamValue
-from petalbus.handlers.mavlink.requests.replying import Desk, Job, Ready
+from petalbus.handlers.mavlink.requests.replying import SHARED, Desk, Job, Ready
 from petalbus.handlers.mavlink.requests.wanted import (
     ListParams,
     ReadParams,
@@ -40,10 +41,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WORKERS: Final = 120
+WORKERS: Final = SHARED + 24
 """Handlers of the app ``vehicle`` that may run at once: they wait for the vehicle, they do not compute."""
 
 _AT_ONCE: Final = 6
+"""Of each kind, with one vehicle."""
+
 _REBOOTS: Final = 4
 _COMMANDS: Final = frozenset((75, 76))
 _COMPLAIN_EVERY_S: Final = 10.0
@@ -63,17 +66,17 @@ class Requests(Desk):
     def register(self, bus: Bus) -> None:
         """Handle the records on ``bus``."""
         bus.on("mavlink.send", redelivery="report", concurrency=None, overtakes=self._frames_lane)(self._send)
-        for name, at_once, handle in (
-            ("command", _AT_ONCE, self.answer(SendCommand, self._command)),
-            ("reboot", _REBOOTS, self.answer(RebootVehicle, self._reboot)),
-            ("param.set", _AT_ONCE, self.answer(WriteParams, _write)),
-        ):
-            bus.on(f"mavlink.{name}", redelivery="report", concurrency=at_once, overtakes=self.lane)(handle)
         for name, handle in (
-            ("param.get", self.answer(ReadParams, _read)),
-            ("param.list", self.answer(ListParams, _list)),
+            ("command", self.answer(SendCommand, self._command, at_once=_AT_ONCE, urgent=_comes_down)),
+            ("reboot", self.answer(RebootVehicle, self._reboot, at_once=_REBOOTS)),
+            ("param.set", self.answer(WriteParams, _write, at_once=_AT_ONCE)),
         ):
-            bus.on(f"mavlink.{name}", concurrency=_AT_ONCE, overtakes=self.lane)(handle)
+            bus.on(f"mavlink.{name}", redelivery="report", concurrency=None, overtakes=self.lane)(handle)
+        for name, handle in (
+            ("param.get", self.answer(ReadParams, _read, at_once=_AT_ONCE)),
+            ("param.list", self.answer(ListParams, _list, at_once=_AT_ONCE)),
+        ):
+            bus.on(f"mavlink.{name}", concurrency=None, overtakes=self.lane)(handle)
 
     async def _send(self, record: Record) -> dict[str, int] | None:
         """Send frames that another program packed, in their order, under our identity."""
@@ -158,6 +161,13 @@ class Requests(Desk):
             "dropped": seen.dropped,
             "returned": seen.returned,
         }
+
+
+def _comes_down(wanted: SendCommand) -> bool:
+    """Whether it ends the flight: then it waits for no other."""
+    if wanted.command == Cmd.COMPONENT_ARM_DISARM:
+        return not wanted.params or wanted.params[0] == 0.0
+    return wanted.command in (Cmd.NAV_LAND, Cmd.NAV_RETURN_TO_LAUNCH)
 
 
 async def _read(job: Job[ReadParams]) -> dict[str, Any]:

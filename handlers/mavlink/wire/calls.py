@@ -21,6 +21,27 @@ AUTOPILOT: Final = 1
 _MOST_WAITING: Final = 4096
 
 
+class Operation:
+    """What one operation sends to a vehicle, of several frames.
+
+    Once something of it left, a frame for which a wire has no room is lost like one that is lost in the air: the
+    operation's timers repeat it. That nobody is there would then be the wrong thing to say.
+    """
+
+    def __init__(self, system: int) -> None:
+        """``system``: the vehicle's."""
+        self.system = system
+        self.begun = False
+        """Something of it left."""
+
+    def note(self, peers: int, what: str) -> None:
+        """``what`` left to so many peers. Raises NotConnected when none, and nothing left before either."""
+        if peers:
+            self.begun = True
+        elif not self.begun:
+            raise NotConnected(f"no peer leads to system {self.system}, or none has room; {what} was not sent")
+
+
 class Inbox:
     """What came for one conversation, in its order. When nobody reads it the oldest goes."""
 
@@ -103,15 +124,15 @@ class Calls:
                 if not self._inboxes[msgid]:
                     del self._inboxes[msgid]
 
-    def send(self, name: str, system: int, **fields: Any) -> None:
-        """Send a message by its name and fields. Raises NotConnected when nobody is there."""
-        if not self._send(self.dialect.message(name, **fields), system):
-            raise NotConnected(f"no peer leads to system {system}; {name} was not sent")
+    def send(self, name: str, system: int, *, part_of: Operation | None = None, **fields: Any) -> None:
+        """Send a message by its name and fields. Raises NotConnected when it did not leave, see ``Operation``."""
+        peers = self._send(self.dialect.message(name, **fields), system)
+        (part_of or Operation(system)).note(peers, name)
 
-    def send_payload(self, msgid: int, payload: bytes, system: int) -> None:
-        """Send a payload as it is. Raises NotConnected when nobody is there."""
-        if not self._send_payload(msgid, payload, system):
-            raise NotConnected(f"no peer leads to system {system}; message {msgid} was not sent")
+    def send_payload(self, msgid: int, payload: bytes, system: int, *, part_of: Operation | None = None) -> None:
+        """Send a payload as it is. Raises NotConnected when it did not leave, see ``Operation``."""
+        peers = self._send_payload(msgid, payload, system)
+        (part_of or Operation(system)).note(peers, f"message {msgid}")
 
     def is_for_us(self, system: int, component: int) -> bool:
         """Whether a message to this target means us (0 means everybody)."""

@@ -22,8 +22,11 @@ COMMAND_IDS: Final = frozenset(
 """Message ids that overtake everything."""
 
 _TARGETS: Final = {
-    69: 10, 70: 16,  # MANUAL_CONTROL, RC_CHANNELS_OVERRIDE
-    82: 36, 84: 50, 86: 50,  # SET_ATTITUDE_TARGET, SET_POSITION_TARGET_LOCAL_NED, ..._GLOBAL_INT
+    69: 10,
+    70: 16,  # MANUAL_CONTROL, RC_CHANNELS_OVERRIDE
+    82: 36,
+    84: 50,
+    86: 50,  # SET_ATTITUDE_TARGET, SET_POSITION_TARGET_LOCAL_NED, ..._GLOBAL_INT
     139: 41,  # SET_ACTUATOR_CONTROL_TARGET
 }
 """Where in the payload of a stream's message its target system stands."""

@@ -17,7 +17,7 @@ from petalbus.handlers.bucket.errors import BucketError, Denied
 from petalbus.handlers.bucket.files import ALLOWED, check_file
 from petalbus.handlers.bucket.names import TEMPLATE, checked_key, checked_prefix, checked_template, make_key
 from petalbus.handlers.bucket.owner import Owner
-from petalbus.handlers.bucket.reading import Reading
+from petalbus.handlers.bucket.reading import Reading, load
 from petalbus.handlers.bucket.store import Store
 from petalbus.handlers.bucket.transfer import options_of, put
 from petalbus.petals.proxies.base import BaseProxy
@@ -198,7 +198,7 @@ class S3BucketProxy(BaseProxy):
         key = order.get("s3_key") or make_key(self._template, machine=machine, name=name, prefix=self.upload_prefix)
         found = await asyncio.to_thread(check_file, path, accept_documented=self.documented_magic)
         await Owner(store, machine, self.upload_prefix).free_or_ours(key)
-        size = await put(store, found, key, options_of(found, machine))
+        size = await put(store, found, key, options_of(found, machine), prefix=self.upload_prefix)
         where = {"s3_key": key, "url": store.url(key), "file_url": store.url(key), "size": size}
         return {"success": True, "message": "File uploaded successfully", **where}
 
@@ -239,8 +239,8 @@ class S3BucketProxy(BaseProxy):
         """Load an object into a file, which appears only when it is complete: ``success``, ``local_path``, ``size``."""
 
         async def download(store: Store, machine: str) -> Result:
-            await self._owner(store, machine).ours(s3_key)
-            size = await store.get(s3_key, Path(local_path))
+            told = await self._owner(store, machine).ours(s3_key)
+            size = await load(store, s3_key, told, local_path)
             return {"success": True, "local_path": str(local_path), "s3_key": s3_key, "size": size}
 
         return await self._answer("download", download)
@@ -317,6 +317,9 @@ class S3BucketProxy(BaseProxy):
         except BusError as error:
             log.warning("%s failed: %s", what, error)
             return error_result(f"{what} failed: {error}", 503, success=False)
+        except (OSError, ValueError, TypeError) as error:  # such as a path that is none: callers compare a dict
+            log.warning("%s failed: %s", what, error, exc_info=True)
+            return error_result(f"{what} failed: {type(error).__name__}: {error}", 400, success=False)
 
     def _owner(self, store: Store, machine: str) -> Owner:
         return Owner(store, machine, self.upload_prefix)
