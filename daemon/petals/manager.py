@@ -41,6 +41,9 @@ class Connect(Protocol):
         ...
 
 
+_HEARTBEAT_S: Final = 0.6
+
+
 class PetalManager:
     """``run`` it as a part of the daemon. ``settings``: those whose names begin with ``petals_``, and the proxies'."""
 
@@ -221,7 +224,8 @@ class PetalManager:
             return InDaemon(
                 found,
                 proxies=self._surroundings.proxies.mapping,
-                connect=lambda app: self._connect(app, **options),
+                # no other process is this app, so nobody judges its beats: half as many will do
+                connect=lambda app: self._connect(app, heartbeat=_HEARTBEAT_S, **options),
                 mounts=self._mounts,
                 needs=needs,
                 timeout=timeout,

@@ -100,7 +100,7 @@ async def test_the_commands(site: Site, wire: Wire, tmp_path: Path) -> None:
     assert all((tmp_path / "s3" / "logs" / one["s3_key"]).exists() for one in results)
     bad = tmp_path / "a.txt"
     bad.write_text("x")
-    assert (await site.run("upload", str(bad), code=1))[0]["status"] == 400
+    assert (await site.run("upload", str(bad), code=1))[-1]["status"] == 400
     await wire.shut()
     large = log(tmp_path, 10_000_000, "large.ulg")
     handed = (await site.run("upload", str(large), "--key", "m1/large.ulg", "--detach", "--priority", "high"))[0]
