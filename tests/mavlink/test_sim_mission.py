@@ -95,6 +95,18 @@ def test_another_mode_interrupts_it_and_it_goes_on(autopilot: Autopilot) -> None
     assert flown.pilot.told()[0] == 5
 
 
+@BOTH
+def test_a_mission_that_is_started_twice_goes_on(autopilot: Autopilot) -> None:
+    """Stations set the mode and send the start, and repeat either when its answer is late."""
+    flown = Flown(autopilot)
+    flown.flight.arm()
+    start(flown.flight, flown.missions)
+    flown.fly(0.1)
+    assert start(flown.flight, flown.missions) is Result.ACCEPTED
+    flown.fly(46)
+    assert flown.pilot.told()[0] == 5
+
+
 async def test_it_calls_until_it_is_heard(children: Children, open_peer: Callable[..., Any]) -> None:
     """Ten heartbeats a second while nobody speaks, one at once to who is heard first, then one a second."""
     peer = await open_peer(system=255, component=190)

@@ -92,6 +92,8 @@ class Flight:
         """Change the mode; those to come down bring it down."""
         if mode is None:
             return self.autopilot.bad_mode
+        if mode is self.mode is Mode.MISSION:
+            return Result.ACCEPTED  # a mission goes on when it is started again
         self.mode = mode
         frame = self.airframe
         frame.place = (0.0, 0.0) if mode is Mode.RETURN else (frame.north, frame.east)
