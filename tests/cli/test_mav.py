@@ -21,6 +21,9 @@ def value_of(mav: Callable[..., Answer], name: str) -> Any:
 
 
 def test_the_state_of_the_vehicle(mav: Callable[..., Answer], kind: str) -> None:
+    end = time.monotonic() + 15
+    while not {"GPS_RAW_INT", "SYS_STATUS"} <= set(mav("status", "--json").object["messages"]):
+        assert time.monotonic() < end  # the rarer is sent once a second
     shown = mav("status").out
     assert "vehicle   1 (quadrotor, " + ("PX4" if kind == "px4" else "ARDUPILOTMEGA") in shown
     assert "disarmed, mode " + ("hold" if kind == "px4" else "stabilize") in shown

@@ -24,6 +24,7 @@ from petalbus.handlers.mavlink.sim.commands import COMMAND_INT_ID, COMMAND_LONG_
 from petalbus.handlers.mavlink.sim.disk import Disk
 from petalbus.handlers.mavlink.sim.failures import PERFECT_WIRE, Failures, FaultyTransport
 from petalbus.handlers.mavlink.sim.flight import Flight
+from petalbus.handlers.mavlink.sim.flight_log import FlightLog
 from petalbus.handlers.mavlink.sim.habits import Habits
 from petalbus.handlers.mavlink.sim.missions import Missions
 from petalbus.handlers.mavlink.sim.param_sets import ARDUPILOT_PARAMS, PX4_PARAMS, more_params
@@ -120,6 +121,7 @@ class SimVehicle:
         )
         self.disk = Disk(options.autopilot, seed=options.seed)
         self.services = make_services(onboard, options.autopilot, self.disk, self.params.store, self.missions)
+        self.flight_log = FlightLog(options.autopilot, self.flight.airframe, self.disk, since_boot=self._since_boot)
         self._answers = {msgid: service for service in self.services for msgid in service.handles}
         self._journal = journal
         self._booted = 0.0
@@ -184,6 +186,7 @@ class SimVehicle:
             self._reboot_at = None
             self._reboot()
         self.params.tick()
+        self.flight_log.tick()
         for service in self.services:
             service.tick()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import inspect
 import logging
 import shutil
@@ -101,7 +102,7 @@ class MavLinkFTPProxy(BaseProxy):
                 continue
             if told is None:
                 raise RuntimeError(f"fetching {remote_path} was cancelled")
-            await asyncio.to_thread(shutil.move, told["file"], local_path)
+            await asyncio.to_thread(_moved, Path(told["file"]), Path(local_path))
             await tell(size)
             completed_event.set()
             return Path(local_path)
@@ -280,6 +281,19 @@ async def _call(callback: Callable[[int, int], Any] | None, done: int, total: in
             await answer
     except Exception as error:  # noqa: BLE001  # a petal's own fault must not leave the work half done
         log.warning("the progress callback failed: %s: %s", type(error).__name__, error)
+
+
+def _moved(source: Path, target: Path) -> None:
+    """Move a file that may be on another disk: it appears at its place when it is complete."""
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        part = target.with_name(f"{target.name}.part")
+        shutil.copyfile(source, part)
+        part.replace(target)
+        source.unlink()
 
 
 def _absolute(path: str) -> str:
