@@ -2,6 +2,7 @@
 #
 #   environment run    what PetalBus needs to run
 #   environment dev    that, and what its tests and checks need
+#   servers            after it: Python programs that tests start, in an environment of their own
 #
 # Sets BIN to the environment's programs. PYTHON=python3.12 (any name or path) picks an interpreter, which then has an
 # environment of its own. A stamp of what was installed makes every later call quick.
@@ -59,4 +60,35 @@ environment() {
         --constraint "$ROOT/requirements-dev.lock" --editable "$ROOT$extras" >&2 \
         || fail "the installation failed: see above (it needs a package index; PIP_INDEX_URL names another)"
     printf '%s\n' "$want" > "$VENV/.petalbus-$mode"
+}
+
+# What tests start as servers and peers (requirements-servers.lock), in .venv-servers. PATH begins with a folder of
+# just these programs: they go before the machine's own, of unknown version; its python and pip stay unseen.
+# Tests can be run without: then it says so, and returns as if all were well. `servers quick` does not try a second
+# time what failed; `servers` does.
+servers() {
+    local VENV=$ROOT/.venv-servers names=(ministack moto_server mavproxy.py) stamp want state said
+    stamp=$VENV/.petalbus-servers
+    want="$ROOT $(sha256sum < "$ROOT/requirements-servers.lock")"
+    state=$(cat "$stamp" 2>/dev/null) || true
+    if [ "$state" != "$want" ] || ! usable; then
+        if [ "$state" = "failed $want" ] && [ "${1:-}" = quick ]; then
+            say "skipped: tests with ${names[*]} (not installed; scripts/test without arguments tries again)"
+            return
+        fi
+        say "installing programs for tests in ${VENV#"$ROOT"/}, versions as in requirements-servers.lock"
+        # Not compiled: of these packages, little is ever imported.
+        if ! said=$({
+            "$BIN/python" -m venv --without-pip --clear "$VENV" \
+                && "$BIN/python" -m pip --python "$VENV/bin/python" install --quiet --disable-pip-version-check \
+                    --retries 1 --no-deps --no-compile --requirement "$ROOT/requirements-servers.lock" \
+                && mkdir "$VENV/programs" && ln -s "${names[@]/#/../bin/}" "$VENV/programs"
+        } 2>&1); then
+            say "skipped: tests with ${names[*]} (they could not be installed: ${said##*$'\n'})"
+            printf 'failed %s\n' "$want" 2>/dev/null > "$stamp" || true
+            return
+        fi
+        printf '%s\n' "$want" > "$stamp"
+    fi
+    export PATH=$VENV/programs:$PATH
 }

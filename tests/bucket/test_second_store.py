@@ -30,7 +30,8 @@ async def store(tokens: TokenService) -> AsyncIterator[Store]:
         pytest.skip("no moto_server: the package moto[server] brings it")
     port = free_port()
     quiet = asyncio.subprocess.DEVNULL
-    child = await asyncio.create_subprocess_exec(MOTO, "-p", str(port), stdout=quiet, stderr=quiet)
+    apart = {**os.environ, "PYTHONPATH": ""}  # it may live in an environment of its own
+    child = await asyncio.create_subprocess_exec(MOTO, "-p", str(port), env=apart, stdout=quiet, stderr=quiet)
     try:
         async with asyncio.timeout(30):
             while True:

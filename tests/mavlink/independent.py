@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 import socket
 import sys
 import threading
@@ -16,7 +18,9 @@ import pytest
 from support.procs import Child, Children
 
 needs_mavsdk = pytest.mark.skipif(importlib.util.find_spec("mavsdk") is None, reason="mavsdk is not installed")
-needs_mavproxy = pytest.mark.skipif(importlib.util.find_spec("MAVProxy") is None, reason="MAVProxy is not installed")
+PLACES = (str(Path(sys.executable).parent), os.environ.get("PATH", ""))
+MAVPROXY = shutil.which("mavproxy.py", path=os.pathsep.join(PLACES))
+needs_mavproxy = pytest.mark.skipif(MAVPROXY is None, reason="no mavproxy.py: the package MAVProxy brings it")
 SIM = "petalbus.handlers.mavlink.sim"
 HOMES = {"px4": (47.3977432, 8.5455940, 489.4), "ardupilot": (-35.3632621, 149.1652371, 584.1)}
 """Degrees, and metres above the sea."""
@@ -78,10 +82,17 @@ class Sdk:
 
 
 async def start_mavproxy(children: Children, folder: Path, port: int, *options: str) -> Child:
-    """MAVProxy that listens on a UDP port for a vehicle. Its parts that draw and speak are left out."""
+    """MAVProxy that listens on a UDP port for a vehicle. Its parts that draw and speak are left out.
+
+    It runs with its own interpreter and pymavlink, and sees nothing of ours.
+    """
+    assert MAVPROXY is not None
+    # The script's first line names that interpreter too; with a space in its path that does not work.
+    beside = Path(MAVPROXY).resolve().with_name("python")
     parts = "link,param,arm,mode,wp,ftp,log,cmdlong,misc"
     return await children.run(
-        *(sys.executable, "-m", "MAVProxy.mavproxy", f"--master=udpin:127.0.0.1:{port}", f"--default-modules={parts}"),
+        *((str(beside), MAVPROXY) if beside.exists() else (MAVPROXY,)),
+        *(f"--master=udpin:127.0.0.1:{port}", f"--default-modules={parts}"),
         *(f"--state-basedir={folder}", f"--logfile={folder / 'mav.tlog'}", *options),
-        environment={"PYTHONWARNINGS": "ignore", "HOME": str(folder)},
+        environment={"PYTHONPATH": "", "PYTHONWARNINGS": "ignore", "HOME": str(folder)},
     )

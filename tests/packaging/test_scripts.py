@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from support.procs import ROOT
+
+SERVERS = "requirements-servers.lock"
 
 
 @pytest.fixture
@@ -20,7 +25,7 @@ def clone(tmp_path: Path) -> Path:
     checkout = tmp_path / "my checkout"
     checkout.mkdir()
     shutil.copytree(ROOT / "scripts", checkout / "scripts")
-    for name in ("pyproject.toml", "requirements-dev.lock"):
+    for name in ("pyproject.toml", "requirements-dev.lock", "requirements-servers.lock"):
         shutil.copy(ROOT / name, checkout / name)
     return checkout
 
@@ -93,10 +98,17 @@ def test_an_interpreter_that_does_not_fit_is_refused(script: str, python: str, c
 
 
 def make_checks(clone: Path, python: str) -> None:
-    """A development environment in which ruff and mypy find nothing and ``python -m pytest`` is a shell's line."""
+    """A development environment in which ruff and mypy find nothing and ``python -m pytest`` is a shell's line.
+
+    Other calls of its Python are real. The environment of programs for tests is there, and empty.
+    """
     programs = make_environment(clone, "dev") / "bin"
     (programs / "python").unlink()
-    begun = f'[ "$1" = -c ] && exec {sys.executable} "$@"'
+    apart = clone / ".venv-servers"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(apart)], check=True)
+    stamp = hashlib.sha256((clone / SERVERS).read_bytes()).hexdigest()
+    (apart / ".petalbus-servers").write_text(f"{clone} {stamp}  -\n")
+    begun = f'[ "$1 $2" = "-m pytest" ] || exec {sys.executable} "$@"'
     for name, code in (("python", f"{begun}\n{python}"), ("ruff", "exit 0"), ("mypy", "exit 0")):
         (programs / name).write_text(f"#!/bin/sh\n{code}\n")
         (programs / name).chmod(0o755)
@@ -116,6 +128,8 @@ def few_programs(tmp_path: Path) -> str:
         "dirname",
         "grep",
         "id",
+        "ln",
+        "mkdir",
         "mktemp",
         "rm",
         "sed",
@@ -136,6 +150,64 @@ def test_missing_programs_are_named_with_what_is_left_out(clone: Path, few_progr
         "skipped without redis-server: tests on",
     ):
         assert line in done.stderr
+
+
+def make_package(folder: Path, version: str) -> None:
+    """A wheel whose program ``ministack`` tells its version."""
+    inside, about = "ministack.py", f"ministack-{version}.dist-info"
+    texts = {
+        inside: f"def main():\n    print('ministack {version}')\n",
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: ministack\nVersion: {version}\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{about}/entry_points.txt": "[console_scripts]\nministack = ministack:main\n",
+    }
+    texts[f"{about}/RECORD"] = "".join(f"{name},,\n" for name in (*texts, f"{about}/RECORD"))
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(folder / f"ministack-{version}-py3-none-any.whl", "w") as wheel:
+        for name, text in texts.items():
+            wheel.writestr(name, text)
+
+
+def test_programs_for_tests_come_from_an_environment_of_their_own(
+    clone: Path, few_programs: str, tmp_path: Path
+) -> None:
+    """Made once, and again when the lock changes; found before the machine's, and no Python with them.
+
+    Without an index the tests run, and it says what is skipped; a run of a few tests does not try that again.
+    """
+    make_checks(clone, "ministack; command -v python || echo no python")
+    shutil.rmtree(clone / ".venv-servers")
+    (Path(few_programs) / "ministack").write_text("#!/bin/sh\necho another\n")
+    (Path(few_programs) / "ministack").chmod(0o755)
+    lock, index, installs = clone / SERVERS, tmp_path / "index", "installing programs for tests"
+
+    def test(*arguments: str) -> tuple[list[str], str]:
+        pip = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index)}
+        done = run("test", *arguments, clone=clone, PATH=few_programs, **pip)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[:2], done.stderr
+
+    lock.write_text("ministack==1.0\n")
+    said, errors = test("-x")
+    assert (said, installs in errors) == (["another", "no python"], True)
+    assert re.search(r"skipped: tests with ministack .*ministack==1\.0", errors), errors
+    said, errors = test("-x")
+    assert (said[0], installs in errors, "skipped: tests with ministack" in errors) == ("another", False, True)
+    make_package(index, "1.0")
+    said, errors = test()
+    assert (said, installs in errors) == (["ministack 1.0", "no python"], True)
+    said, errors = test("-x")
+    assert (said[0], "ministack" in errors) == ("ministack 1.0", False)
+    make_package(index, "2.0")
+    lock.write_text("ministack==2.0\n")
+    assert test("-x")[0] == ["ministack 2.0", "no python"]
+
+
+def test_versions_of_programs_for_tests_are_exact() -> None:
+    """They are installed as they stand there, without a look at what they need."""
+    lines = [line for line in (ROOT / SERVERS).read_text().splitlines() if not line.startswith("#")]
+    assert [line for line in lines if not re.match(r"[a-z0-9-]+==[0-9][0-9a-z.]*( ; |$)", line)] == []
+    assert {line.partition("==")[0] for line in lines} >= {"ministack", "moto", "mavproxy", "pymavlink"}
 
 
 RUN = """
