@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -34,6 +35,11 @@ FILE_NAME: Final = "petalbus.toml"
 NOT_IN_FILE: Final = ("data", "config")
 TABLES: Final = ("keep", "ingest", "http", "petals", "bridge", "localdb", "cloud", "s3", "mqtt", "mavlink", "sim")
 _SECRET: Final = frozenset({"mqtt_password", "mqtt_callback_secret", "mavlink_signing_key"})
+_ADDRESSES: Final = frozenset(
+    {"redis", "mqtt_url", "cloud_endpoint", "access_token_url", "session_token_url", "localdb_url", "s3_endpoint"}
+)
+"""URLs, in which a password may stand."""
+
 _NOT_SETTINGS: Final = frozenset({"PETALBUS_TRACEBACK", FILE_VARIABLE})
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -86,6 +92,9 @@ class Settings(VehicleSettings, MqttSettings, CloudSettings, BaseSettings):
     machine_id: Annotated[str | None, Field(description="this machine's id; found by itself when not given")] = None
     access_token_url: Annotated[str | None, Field(description="service that gives out tokens for the cloud")] = None
     session_token_url: Annotated[str | None, Field(description="service that gives out credentials for buckets")] = None
+    credentials_cache: Annotated[
+        bool, Field(description="keep a bucket's credentials in the data directory until they end, for a start offline")
+    ] = True
 
     keep_topics: Annotated[int, Field(ge=0, description="entries of each topic that stay when all have read them")] = (
         100_000
@@ -156,6 +165,10 @@ class Settings(VehicleSettings, MqttSettings, CloudSettings, BaseSettings):
     s3_upload_prefix: Annotated[str, Field(description="what stands before the machine in keys")] = "flight_logs/"
     s3_key_template: Annotated[str | None, Field(description="how keys of logs are made")] = None
     s3_documented_magic: Annotated[bool, Field(description="take logs that begin with ULogData, too")] = False
+    s3_encryption: Annotated[
+        Literal["AES256", "aws:kms", "none"],
+        Field(description="how the store is asked to encrypt logs; none: as it likes"),
+    ] = "AES256"
 
     @field_validator(
         "petals_file", "petals_root", "localdb_file", "organization_file", "mqtt_ca", "mqtt_cert", "mqtt_key"
@@ -335,8 +348,12 @@ def _suspicious(words: Mapping[str, str]) -> Iterator[str]:
 
 def _shown(name: str, value: Any) -> Any:
     """A value as people and logs may see it."""
-    if name in ("redis", "mqtt_url") and value is not None:
-        return without_password(str(value))
+    if name in _ADDRESSES and value is not None:
+        try:
+            parts = urlsplit(str(value))
+            return without_password(str(value)) if parts.query or "@" in parts.netloc else value
+        except ValueError:  # it is none: what in it is a password cannot be said
+            return "***"
     return "***" if name in _SECRET and value is not None else value
 
 

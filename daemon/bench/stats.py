@@ -10,6 +10,8 @@ def percentile(ordered: Sequence[float], part: float) -> float:
     """The value below which ``part`` (0 to 1) of the ordered values lie: nearest rank, no interpolation."""
     if not ordered:
         raise ValueError("no values")
+    if not 0.0 <= part <= 1.0:
+        raise ValueError(f"part {part}: it is 0 to 1")
     return ordered[min(len(ordered) - 1, max(0, math.ceil(part * len(ordered)) - 1))]
 
 

@@ -192,6 +192,11 @@ class Consumer:
         """Handlers were added or removed: take their limits over."""
         for handler in self._registry:
             self.scheduler.limit(handler.type, handler.concurrency)
+        for work in [one for one in self.scheduler if one.waits]:
+            found = self._registry.find(work.type)
+            if found is not None and found.function is not held and self.scheduler.remove(work):
+                work.schedule(found)
+                self.scheduler.push(work, older=True)  # what comes after it has the same lane now
         if self.scheduler.ready:
             self._wake()
 
@@ -325,15 +330,9 @@ class Consumer:
 
     def _hold(self, work: Work, *, older: bool) -> None:
         self._held[(work.stream, work.entry)] = work
-        handler = self._registry.find(work.kind)
-        if handler is not None:
-            work.kind = handler.type  # the limit is the handler's, which may take several types
-            if handler.function is held:
-                work.lane = f"{work.lane}\0{work.kind}"  # it holds up nothing else of its sender
-            if handler.overtakes is not None and work.record is not None and (way := handler.overtakes(work.record)):
-                work.lane = f"{work.lane}\0{way}" if isinstance(way, str) else f"\0{work.entry.decode()}"
         if work.message_id in self._cancelled:
             work.cancelled = True
+        work.schedule(self._registry.find(work.type))
         self.scheduler.push(work, older=older)
 
     def _lost(self, stream: str, entry: bytes) -> None:

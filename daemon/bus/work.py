@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Final
 
 from petalbus.daemon.bus.envelope import claim_of
+from petalbus.daemon.bus.handlers import Handler, held
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.record import Record
 from petalbus.schemas.vocabulary import Priority
@@ -19,7 +20,8 @@ class Work:
 
     ``owner`` is the consumer name that holds the lease. ``suspect``: this is not a first delivery; an earlier one may
     have begun. ``known`` is then what the id window said of the message, or None while nobody has asked. ``alone``: a
-    consumer died while it ran this, so that it may be the reason; see the scheduler.
+    consumer died while it ran this, so that it may be the reason; see the scheduler. ``waits``: its type has no handler
+    yet (``Bus.hold``).
     """
 
     __slots__ = (
@@ -41,6 +43,7 @@ class Work:
         "stream",
         "suspect",
         "task",
+        "waits",
     )
 
     def __init__(self, app: str, level: Priority, stream: str, entry: bytes, fields: list[bytes], owner: str) -> None:
@@ -56,6 +59,7 @@ class Work:
         self.task: asyncio.Task[object] | None = None
         self.cancelled = False
         self.marked = False
+        self.waits = False
         self.invalid: RecordInvalid | None = None
         self.record: Record | None = None
         try:
@@ -72,6 +76,24 @@ class Work:
             self.lane = record.key or record.source
             self.kind = record.type
             self.claim = _claim(level, app, record.source)
+
+    @property
+    def type(self) -> str:
+        """The record's type; that of a poison record is nobody's."""
+        return self.record.type if self.record is not None else _NO_LANE
+
+    def schedule(self, handler: Handler | None) -> None:
+        """Set the lane and the kind by which the scheduler orders and limits it."""
+        record = self.record
+        if record is None or handler is None:
+            return
+        self.kind = handler.type  # the limit is the handler's, which may take several types
+        self.lane = record.key or record.source
+        self.waits = handler.function is held
+        if self.waits:
+            self.lane = f"{self.lane}\0{self.kind}"  # it holds up nothing else of its sender
+        if handler.overtakes is not None and (way := handler.overtakes(record)):
+            self.lane = f"{self.lane}\0{way}" if isinstance(way, str) else f"\0{self.entry.decode()}"
 
     @property
     def order(self) -> tuple[int, int]:

@@ -32,16 +32,24 @@ def bucket_part(connect: Connect, settings: Settings, ready: asyncio.Event, rout
 
     async def run(kept: Kept) -> None:
         await ready.wait()
-        handler_module, store_module, organization = await asyncio.to_thread(
+        handler_module, store_module, kept_module, organization = await asyncio.to_thread(
             lambda: (
                 import_module("petalbus.handlers.bucket.handler"),
                 import_module("petalbus.handlers.bucket.store"),
+                import_module("petalbus.handlers.bucket.kept"),
                 import_module("petalbus.petals.organization"),
             )
         )
         manager = organization.OrganizationManager(
             settings.organization_file, data=DataPaths.of(settings.data).root, machine_id=settings.machine_id
         )
+        path = DataPaths.of(settings.data).root / "bucket" / "credentials.json"
+        kept_credentials = None
+        if settings.credentials_cache:
+            where = (settings.session_token_url, settings.s3_bucket_name, settings.s3_endpoint or "")
+            kept_credentials = kept_module.KeptCredentials(path, lambda: (*where, manager.machine_id))
+        else:
+            await asyncio.to_thread(kept_module.delete_kept, path)
         store = store_module.Store(
             settings.s3_bucket_name or "",
             token_url=settings.session_token_url or "",
@@ -49,6 +57,8 @@ def bucket_part(connect: Connect, settings: Settings, ready: asyncio.Event, rout
             endpoint=settings.s3_endpoint,
             timeout=_REQUEST_S,
             attempts=1,  # the handler has its own, with longer pauses
+            encryption=settings.s3_encryption,
+            kept=kept_credentials,
         )
         async with AsyncExitStack() as stack:
             await manager.start()

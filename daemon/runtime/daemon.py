@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 APP: Final = "petalbus"
 _VEHICLE_SECONDS: Final = 3.0
 _SAME_SIGNAL_S: Final = 0.5
+_HEARTBEAT_S: Final = 0.5
 
 log: Final = structlog.get_logger(__name__)
 
@@ -278,7 +279,8 @@ class Daemon:
     def _connect(self, app: str, **more: Any) -> Bus:
         # only the embedded server is known to do what the setting says; another one is asked
         fsync = self._settings.fsync if self._server is not None else None
-        options = BusOptions(durability=fsync, beside_bus=True, **more)
+        # nobody else is one of these apps, so that a dead one is missed by its successor alone
+        options = BusOptions(durability=fsync, beside_bus=True, **{"heartbeat": _HEARTBEAT_S, **more})
         return Bus(self._url, app=app, bus=self._settings.bus, options=options)
 
     def status(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ offline once none has moved for the whole term; as long as neither is sure, what
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -61,16 +62,18 @@ class Attendance:
             fields.setdefault(field.partition("|")[0], []).append(field)
         known = {_text(name) for name in await outbox.call("SMEMBERS", self._keys.apps)}
         present = set()
+        online = {}
         for app in known | fields.keys():
             mine = fields.get(app, [])
             if any(field in self._moved and field not in dead for field in mine):
                 present.add(app)
-                await self._online(outbox, app, mine)
+                online[app] = mine
             elif self._gone(app, mine, dead, now):
                 await self._gone_offline(outbox, app, {field: beats[field] for field in mine})
             else:
                 present.add(app)
         self.present = frozenset(present)
+        await asyncio.gather(*(self._online(outbox, app, mine) for app, mine in online.items()))  # one round trip
         await self._forget(outbox, beats, now)
 
     def _note(self, beats: dict[str, int], dead: set[str], now: float) -> None:

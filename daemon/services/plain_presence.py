@@ -87,8 +87,8 @@ class PlainPresence:
             self._sent[name] = time.monotonic()
         senders.clear()
         await self._discover()
-        apps = {_text(name) for name in await self._outbox.ask("SMEMBERS", self._keys.apps)}
-        served = {_text(name) for name in await self._outbox.ask("HKEYS", cursors_key(self._keys))}
+        found = (self._outbox.ask("SMEMBERS", self._keys.apps), self._outbox.ask("HKEYS", cursors_key(self._keys)))
+        apps, served = ({_text(name) for name in names} for names in await asyncio.gather(*found))
         wanted = await self._programs()
         moving, unsure = await self._on_the_bus(wanted | served, ours)
         programs = wanted - moving - unsure

@@ -41,6 +41,17 @@ class Keep:
     replies: int = 10_000
     control: int = 1_000
     dead: int = 10_000
+    promised: frozenset[str] = frozenset({"bucket", "database", "mqtt"})
+    """Apps whose senders were told that their work will be done, however late: it is refused before it is shed."""
+
+    last_topics: frozenset[str] = frozenset({"mqtt.rx"})
+    """Topics that are shed after everything else: a broker never sends again what was confirmed."""
+
+    def is_promised(self, stream: Stream) -> bool:
+        """True for an inbox of which nothing that is unread is ever given up."""
+        return stream.kind is Kind.INBOX and (
+            stream.priority in (Priority.HIGH, Priority.CRITICAL) or stream.name in self.promised
+        )
 
     def of(self, stream: Stream) -> int | None:
         """Entries to keep of a stream; None where that is somebody else's business."""
@@ -57,12 +68,12 @@ class Keep:
 
 class Retention:
     """Trims history. ``gone_after``: seconds after which a group counts no more whose application is gone and that does
-    not move; HIGH and CRITICAL inboxes wait for their application for ever."""
+    not move; what is promised waits for its application for ever."""
 
     def __init__(self, keys: Keys, *, app: str, keep: Keep, gone_after: float) -> None:
         self._keys = keys
         self._app = app
-        self._keep = keep
+        self.keep = keep
         self._gone_after = gone_after
         self._quiet: dict[tuple[str, str], tuple[tuple[bytes, int], float]] = {}
         self.trimmed = 0
@@ -71,7 +82,7 @@ class Retention:
     async def trim(self, outbox: Outbox, streams: list[Stream], present: frozenset[str], now: float) -> None:
         """One pass over all streams. Raises BusError or ServerError."""
         for stream in streams:
-            keep = self._keep.of(stream)
+            keep = self.keep.of(stream)
             if keep is None or await outbox.call("XLEN", stream.key) <= keep:
                 continue
             if stream.kind is Kind.DEAD:
@@ -105,7 +116,7 @@ class Retention:
                 return
 
     async def _gone_groups(self, outbox: Outbox, stream: Stream, present: frozenset[str], now: float) -> list[str]:
-        if stream.kind is Kind.INBOX and stream.priority in (Priority.HIGH, Priority.CRITICAL):
+        if self.keep.is_promised(stream):
             return []
         gone = []
         for row in await outbox.call("XINFO", "GROUPS", stream.key):
@@ -144,7 +155,7 @@ class Shedding:
             return False
         target = self._down_to * ceiling
         reason = f"memory: {used} of {ceiling} bytes in use"
-        for how, floor, group in _order(streams):
+        for how, floor, group in _order(streams, self._retention.keep):
             used = await self._shed(outbox, group, how=how, floor=floor, target=target, reason=reason)
             if used <= target:
                 return True
@@ -189,15 +200,18 @@ class Shedding:
         return used, ceiling
 
 
-def _order(streams: list[Stream]) -> Iterator[tuple[str, int, list[Stream]]]:
-    """What goes first: how, entries that stay, and the streams. ``shed`` never names HIGH or CRITICAL inboxes."""
+def _order(streams: list[Stream], keep: Keep) -> Iterator[tuple[str, int, list[Stream]]]:
+    """What goes first: how, entries that stay, and the streams. ``shed`` never names what is promised."""
     topics = [one for one in streams if one.kind is Kind.TOPIC and not one.internal]
     inboxes = [one for one in streams if one.kind is Kind.INBOX]
     yield "history", 100, topics + inboxes
-    yield "shed", 100, topics
+    inboxes = [one for one in inboxes if not keep.is_promised(one)]
+    last = [one for one in topics if one.name in keep.last_topics]
+    yield "shed", 100, [one for one in topics if one not in last]
     yield "shed", 0, [one for one in inboxes if one.priority is Priority.LOW]
     yield "shed", 100, [one for one in streams if one.kind is Kind.DEAD]
     yield "shed", 0, [one for one in inboxes if one.priority is Priority.NORMAL]
+    yield "shed", 100, last
 
 
 def _belongs(stream: Stream, group: str, present: frozenset[str]) -> bool:

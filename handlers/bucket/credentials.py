@@ -1,21 +1,25 @@
 """Temporary credentials from the session token service: fetched when they are needed, once for parallel calls.
 
-They are kept in memory only. A file would help in one case alone, that the store can be reached and the service cannot,
-for the quarter of an hour that they are valid; an upload waits for that anyway, and a file can be stolen.
+They are kept in memory, and in a file where one is given (``kept``): then uploads go on after a restart, too, while the
+service cannot be reached. Those whose end the service does not tell are in memory only.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from petalbus.handlers.bucket.errors import Away, Denied, NoTokens
+from petalbus.handlers.bucket.errors import Away, BucketError, Denied, NoTokens
 
 if TYPE_CHECKING:
     from aiobotocore.credentials import AioDeferredRefreshableCredentials
+
+    from petalbus.handlers.bucket.kept import KeptCredentials
 
 ASSUMED_SECONDS: Final = 900
 """How long credentials are taken to be valid when the service does not say: the shortest that AWS gives."""
@@ -27,8 +31,17 @@ MANDATORY_SECONDS: Final = 30
 _EXPIRY: Final = ("expiration", "expiresAt", "expires_at", "Expiration")
 _NO: Final = (400, 401, 403)
 
+log = logging.getLogger(__name__)
 
-async def fetch(url: str, *, timeout: float) -> dict[str, str]:
+
+class Fetched(NamedTuple):
+    """What the library signs with, and whether the service has told when it ends."""
+
+    signing: dict[str, str]
+    end_told: bool
+
+
+async def fetch(url: str, *, timeout: float) -> Fetched:
     """Ask the service once: POST, both shapes of its answer; it is never shown. Raises Away, NoTokens or Denied."""
     httpx: Any = await asyncio.to_thread(_httpx)
     try:
@@ -43,13 +56,14 @@ async def fetch(url: str, *, timeout: float) -> dict[str, str]:
     try:
         told = answer.json()
         inner = told.get("credentials") or told.get("Credentials") or told
-        expiry = next((inner[name] for name in _EXPIRY if inner.get(name)), None)
-        return {
+        end = _end(next((inner[name] for name in _EXPIRY if inner.get(name)), None))
+        signing = {
             "access_key": _member(inner, "accessKeyId"),
             "secret_key": _member(inner, "secretAccessKey"),
             "token": _member(inner, "sessionToken"),
-            "expiry_time": _text(expiry),
+            "expiry_time": end or (datetime.now(UTC) + timedelta(seconds=ASSUMED_SECONDS)).isoformat(),
         }
+        return Fetched(signing, end is not None)
     except (ValueError, KeyError, AttributeError, TypeError):
         wanted = "accessKeyId, secretAccessKey and sessionToken"
         # without the cause: it may hold a piece of the answer
@@ -57,17 +71,19 @@ async def fetch(url: str, *, timeout: float) -> dict[str, str]:
 
 
 class Credentials:
-    """Of one store. ``made`` is what the client library signs with. Import it in a thread: the library is large."""
+    """Of one store. ``made`` is what the client library signs with. Import it in a thread: the library is large.
 
-    def __init__(self, url: str, *, timeout: float) -> None:
+    ``kept``: a file of them. What is good for long enough in it is used without asking the service.
+    """
+
+    def __init__(self, url: str, *, timeout: float, kept: KeptCredentials | None = None) -> None:
         from aiobotocore.credentials import AioDeferredRefreshableCredentials  # noqa: PLC0415  # takes long to import
 
-        async def refresh() -> dict[str, str]:
-            told = await fetch(url, timeout=timeout)
-            self._since = time.monotonic()
-            return told
-
-        made: Any = AioDeferredRefreshableCredentials(refresh_using=refresh, method="petalbus-session-token")
+        self._url = url
+        self._timeout = timeout
+        self._kept = kept
+        self._renewing = False
+        made: Any = AioDeferredRefreshableCredentials(refresh_using=self._refresh, method="petalbus-session-token")
         made._advisory_refresh_timeout = ADVISORY_SECONDS  # the library has no argument for it
         made._mandatory_refresh_timeout = MANDATORY_SECONDS  # the same
         self.made: AioDeferredRefreshableCredentials = made
@@ -76,18 +92,64 @@ class Credentials:
 
     @property
     def age(self) -> float:
-        """Seconds since they were fetched."""
+        """Seconds since they were fetched; infinite for those of an earlier run."""
         return time.monotonic() - self._since
 
     async def current(self) -> object:
         """Those that a request signs with now; give it to ``renew`` when they are refused. Raises Away, Denied."""
         return await self._any.get_frozen_credentials()
 
-    async def renew(self, seen: object) -> None:
-        """Fetch new ones, unless somebody has done so since ``seen``. Raises Away, Denied."""
+    async def renew(self, seen: object, *, doubted: bool = False) -> None:
+        """Fetch new ones, unless somebody has done so since ``seen``. Raises Away, Denied.
+
+        ``doubted``: the store may have meant something else.
+        """
         async with self._any._refresh_lock:
             if self._any._frozen_credentials is seen:
-                await self._any._protected_refresh(is_mandatory=True)
+                if not doubted:
+                    await self._forget(seen)
+                self._renewing = True
+                try:
+                    await self._any._protected_refresh(is_mandatory=True)
+                finally:
+                    self._renewing = False
+
+    async def refused(self, seen: object) -> None:
+        """The store does not take these, though they are new: they are not kept any longer."""
+        async with self._any._refresh_lock:
+            if self._any._frozen_credentials is seen:
+                await self._forget(seen)
+
+    async def _forget(self, seen: object) -> None:
+        if self._kept is not None:
+            await self._kept.forget(getattr(seen, "access_key", None))
+
+    async def _refresh(self) -> dict[str, str]:
+        """What the library calls, one call at a time."""
+        kept = await self._kept.load() if self._kept is not None and not self._renewing else None
+        if kept is not None and _seconds_left(kept) > ADVISORY_SECONDS:
+            return self._of_file(kept)
+        try:
+            told = await fetch(self._url, timeout=self._timeout)
+        except BucketError as error:
+            if self._kept is not None and not error.passes:
+                await self._kept.forget()  # the service does not let us in any more
+            if kept is None or not error.passes or _seconds_left(kept) <= 0:
+                raise
+            log.info("credentials of an earlier time are used until they end: %s", error)
+            return self._of_file(kept)
+        self._since = time.monotonic()
+        if self._kept is not None and told.end_told:
+            await self._kept.save(told.signing)
+        return told.signing
+
+    def _of_file(self, kept: dict[str, str]) -> dict[str, str]:
+        self._since = -math.inf
+        return kept
+
+
+def _seconds_left(kept: dict[str, str]) -> float:
+    return (datetime.fromisoformat(kept["expiry_time"]) - datetime.now(UTC)).total_seconds()
 
 
 def _shown(url: str) -> str:
@@ -106,16 +168,17 @@ def _member(told: dict[str, Any], name: str) -> str:
     return str(told[name] if name in told else told[name[0].upper() + name[1:]])
 
 
-def _text(expiry: Any) -> str:
-    if isinstance(expiry, int | float):
-        seconds = expiry / 1000 if expiry > 10**11 else expiry
-        return datetime.fromtimestamp(seconds, UTC).isoformat()
-    if isinstance(expiry, str):
-        try:
-            if expiry.replace(".", "", 1).isdigit():
-                return _text(float(expiry))
+def _end(expiry: Any) -> str | None:
+    """The time of their end as a text with its zone; None for one that nobody can read."""
+    try:
+        if isinstance(expiry, str) and expiry.replace(".", "", 1).isdigit():
+            expiry = float(expiry)
+        if isinstance(expiry, int | float):
+            seconds = expiry / 1000 if expiry > 10**11 else expiry
+            return datetime.fromtimestamp(seconds, UTC).isoformat()
+        if isinstance(expiry, str):
             told = datetime.fromisoformat(expiry)
             return (told if told.tzinfo is not None else told.replace(tzinfo=UTC)).isoformat()
-        except (ValueError, OverflowError, OSError):
-            pass  # a time that nobody can read says nothing
-    return (datetime.now(UTC) + timedelta(seconds=ASSUMED_SECONDS)).isoformat()
+    except (ValueError, OverflowError, OSError):
+        pass  # it says nothing
+    return None

@@ -7,6 +7,7 @@ BucketError
 ├── NotThere        404  no such object
 ├── WrongBytes      502  what the store holds is not what was sent
 ├── Unsupported     501  the store has no such function
+├── NotEncrypted    501  the store does not encrypt as it is asked to
 └── Away            503  the store, or the service that gives credentials, cannot be reached
 """
 
@@ -60,6 +61,14 @@ class Unsupported(BucketError):
 
     code = "unsupported"
     status = 501
+
+
+class NotEncrypted(BucketError):
+    """The store does not encrypt as it is asked to: a matter of its settings or ours, and not of a log."""
+
+    code = "not_encrypted"
+    status = 501
+    passes = True
 
 
 class Away(BucketError):

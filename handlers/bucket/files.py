@@ -1,7 +1,8 @@
 """What a flight log must look like before it is stored: its extension, its first bytes, its size.
 
 Sources: the ULog file format (header of 16 bytes: ``55 4C 6F 67 01 12 35``, a version byte, the time), the ROS bag
-format 2.0 (``#ROSBAG V2.0\\n``). A log whose recording was cut short is one: only its beginning must be there.
+format 2.0 (``#ROSBAG V2.0\\n``, then a record of which ``index_pos`` says where the index is). A log whose recording
+was cut short is one: only its beginning must be there.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,18 +26,26 @@ DOCUMENTED_ULOG_MAGIC: Final = b"ULogData"
 
 ULOG_HEADER_BYTES: Final = 16
 BAG_MAGIC: Final = b"#ROSBAG"
+BAG_2_MAGIC: Final = b"#ROSBAG V2.0\n"
+BAG_HEAD_BYTES: Final = 4096
+"""So large is the first record of a bag."""
+
 CONTENT_TYPES: Final = {".ulg": "application/x-ulog", ".bag": "application/x-rosbag"}
 ALLOWED: Final = frozenset(CONTENT_TYPES)
 
 
 @dataclass(frozen=True, slots=True)
 class FlightLog:
-    """A file that may be stored. ``stamp``: size, and time of the last change in ns, to see whether it is the same."""
+    """A file that may be stored. ``stamp``: size, and time of the last change in ns, to see whether it is the same.
+
+    ``indexed``: whether a ROS bag has its index, None where that is not known.
+    """
 
     path: Path
     extension: str
     size: int
     stamp: tuple[int, int]
+    indexed: bool | None = None
 
     @property
     def content_type(self) -> str:
@@ -58,8 +68,9 @@ def check_file(path: Path, *, accept_documented: bool = False) -> FlightLog:
     if not stat.S_ISREG(found.st_mode):
         raise FileRefused(f"File validation failed: {path} is not a regular file")
     check_size(found.st_size)
-    check_head(extension, head, accept_documented=accept_documented)
-    return FlightLog(path, extension, found.st_size, (found.st_size, found.st_mtime_ns))
+    check_head(extension, head[:ULOG_HEADER_BYTES], accept_documented=accept_documented)
+    indexed = is_indexed(head, found.st_size) if extension == ".bag" else None
+    return FlightLog(path, extension, found.st_size, (found.st_size, found.st_mtime_ns), indexed)
 
 
 def _look(path: Path) -> tuple[os.stat_result, bytes]:
@@ -67,7 +78,7 @@ def _look(path: Path) -> tuple[os.stat_result, bytes]:
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         found = os.fstat(number)
-        return found, os.pread(number, ULOG_HEADER_BYTES, 0) if stat.S_ISREG(found.st_mode) else b""
+        return found, os.pread(number, BAG_HEAD_BYTES, 0) if stat.S_ISREG(found.st_mode) else b""
     finally:
         os.close(number)
 
@@ -99,6 +110,29 @@ def check_head(extension: str, head: bytes, *, accept_documented: bool = False) 
             raise FileRefused("File validation failed: Invalid ULog header (magic/version mismatch)")
     elif not head.startswith(BAG_MAGIC):
         raise FileRefused("File validation failed: Invalid ROS bag header")
+
+
+def is_indexed(head: bytes, size: int) -> bool | None:
+    """Whether a ROS bag (its first bytes, its size) has its index; None where that cannot be read.
+
+    ``index_pos`` is 0 until a recording ends in order. An index behind the end was lost with the rest.
+    """
+    if not head.startswith(BAG_2_MAGIC):
+        return None
+    try:
+        at = len(BAG_2_MAGIC)
+        end = at + 4 + struct.unpack_from("<I", head, at)[0]
+        at += 4
+        while at < min(end, len(head)):
+            (length,) = struct.unpack_from("<I", head, at)
+            name, _, value = head[at + 4 : at + 4 + length].partition(b"=")
+            if name == b"index_pos":
+                (index,) = struct.unpack("<Q", value)
+                return bool(0 < index < size)
+            at += 4 + length
+    except struct.error:
+        pass  # it is cut off there
+    return None
 
 
 class ArrivingLog:

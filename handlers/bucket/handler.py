@@ -150,6 +150,7 @@ class BucketHandler:
             except TimeoutError:
                 pass
             self._sweeper.due.clear()
+            await self.store.tidy()
             try:
                 await self._sweeper.sweep()
             except (BusError, ServerError, BucketError) as error:

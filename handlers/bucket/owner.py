@@ -30,6 +30,11 @@ class Owner:
     machine: str
     prefix: str
 
+    def require_not_others(self, key: str) -> None:
+        """What a key says by itself. Raises Denied where that is another machine, or it is no plain key."""
+        if not names_machine(checked_key(key), self.machine, self.prefix):
+            self._require_not_others(key)
+
     async def ours(self, key: str) -> dict[str, Any]:
         """The head of an object that is ours. Raises Denied, NotThere."""
         told = None

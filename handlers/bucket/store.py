@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
+from petalbus.handlers.bucket.answers import Expired, NotTaken, Taken, about_encryption, translated
 from petalbus.handlers.bucket.body import Body, moving
-from petalbus.handlers.bucket.errors import Away, BucketError, Denied, NotThere, Unsupported, WrongBytes
+from petalbus.handlers.bucket.errors import NotEncrypted, NotThere, Unsupported
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from petalbus.handlers.bucket.credentials import Credentials
+    from petalbus.handlers.bucket.kept import KeptCredentials
+
+__all__ = ["Begun", "Part", "Sent", "Store", "Taken", "etag_is_md5"]
 
 T = TypeVar("T")
 
@@ -28,26 +34,32 @@ CONNECT_SECONDS: Final = 10.0
 CONNECTIONS: Final = 32
 """At once: a download holds one as long as it lasts, and the others must not wait for that."""
 
-_EXPIRED: Final = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "InvalidToken", "TokenRefreshRequired")
-_MISSING: Final = ("404", "NoSuchKey", "NotFound", "NoSuchUpload")
-_REFUSED: Final = ("403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", *_EXPIRED)
-_MEANWHILE: Final = ("ConditionalRequestConflict", "OperationAborted")
-_PASSING: Final = (
-    "SlowDown",
-    "RequestTimeout",
-    "RequestTimeTooSkewed",
-    "Throttling",
-    "TooManyRequests",
-    "429",
-    *_MEANWHILE,
-)
-_WRONG: Final = ("BadDigest", "InvalidPart", "InvalidDigest", "IncompleteBody", "XAmzContentSHA256Mismatch")
-_UNSUPPORTED: Final = ("NotImplemented", "MethodNotAllowed")
-_BARE: Final = ("400", "403")
-"""What a HEAD says of credentials that have run out: its answer has no room for more."""
+ENCRYPTION: Final = "AES256"
+NO_ENCRYPTION: Final = "none"
+"""Nothing is asked for: the store does as it is set up."""
+
+NOT_ENCRYPTED_S: Final = 300.0
+"""A store that does not encrypt is not asked again for so long: each time a whole log may be sent in vain."""
 
 DOUBTED_AFTER: Final = 10.0
 """Credentials younger than so many seconds have not run out: then such an answer means what it says."""
+
+
+_COPIED: Final = ("ContentType", "CacheControl", "ContentDisposition", "ContentEncoding", "ContentLanguage")
+"""What an object has beside its metadata, and loses when that is replaced."""
+
+_KEPT_SO: Final = ("ServerSideEncryption", "SSEKMSKeyId", "StorageClass")
+"""How it is kept: no copy has these by itself."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What the store says of bytes that it has taken. ``md5``: it is that of the bytes, where the store says it."""
+
+    etag: str
+    md5: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +92,22 @@ class Store:
         endpoint: str | None = None,
         timeout: float = 30.0,
         attempts: int = 3,
+        encryption: str = ENCRYPTION,
+        kept: KeptCredentials | None = None,
     ) -> None:
-        """``endpoint``: the store's URL; None for AWS. ``timeout``: seconds for an answer. ``attempts``: of a call."""
+        """``endpoint``: the store's URL; None for AWS. ``timeout``: seconds for an answer. ``attempts``: of a call.
+
+        ``encryption``: what is asked for (AES256, aws:kms, none). ``kept``: a file of credentials.
+        """
         self.bucket = bucket
         self.region = region
         self.endpoint = endpoint
         self._token_url = token_url
         self._timeout = timeout
         self._attempts = attempts
+        self._encryption = encryption
+        self._not_encrypted: dict[str, tuple[float, str]] = {}
+        self._kept = kept
         self._credentials: Credentials | None = None
         self._stack = AsyncExitStack()
         self._client: Any = None
@@ -109,16 +129,16 @@ class Store:
             return f"{self.endpoint.rstrip('/')}/{self.bucket}/{key}"
         return f"https://{self.bucket}.s3.{self.region}.amazonaws.com/{key}"
 
-    async def put(self, key: str, body: Body, options: Mapping[str, Any], *, md5: str, new: bool = False) -> str:
-        """Store an object in one request; its ETag. ``md5``: of the body, in base64. Raises BucketError.
+    async def put(self, key: str, body: Body, options: Mapping[str, Any], *, md5: str, new: bool = False) -> Sent:
+        """Store an object in one request. ``md5``: of the body, in base64. Raises BucketError.
 
         ``new``: only where there is none yet, which not all stores can; raises Taken.
         """
 
-        async def once(**more: str) -> str:
+        async def once(**more: str) -> Sent:
             body.seek(0)
-            call = self._call("put_object", Key=key, Body=body, ContentMD5=md5, **options, **more)
-            return _etag(await moving(call, body))
+            call = self._encrypted("put_object", Key=key, Body=body, ContentMD5=md5, **options, **more)
+            return _sent(await moving(call, body))
 
         return await self._stored(once, new=new)
 
@@ -130,9 +150,15 @@ class Store:
         """What the store knows of an object. Raises NotThere, BucketError."""
         return await self._call("head_object", Key=key)
 
-    async def copy(self, source: str, target: str) -> None:
-        """Copy an object with its metadata. Raises BucketError."""
-        await self._call("copy_object", Key=target, CopySource={"Bucket": self.bucket, "Key": source})
+    async def copy(self, source: str, target: str, told: Mapping[str, Any], more: Mapping[str, str]) -> None:
+        """Copy an object. ``told``: its head; ``more``: what is added to its metadata. Raises BucketError."""
+        asked: dict[str, Any] = {"Key": target, "CopySource": {"Bucket": self.bucket, "Key": source}}
+        had = told.get("Metadata", {})
+        if any(had.get(name) != value for name, value in more.items()):
+            asked |= {name: told[name] for name in _COPIED if told.get(name)}
+            asked |= {"Metadata": {**had, **more}, "MetadataDirective": "REPLACE"}
+        asked |= {name: told[name] for name in _KEPT_SO if told.get(name)}
+        await self._encrypted("copy_object", **asked)
 
     async def delete(self, key: str) -> None:
         """Delete an object; one that is not there is no error. Raises BucketError."""
@@ -154,12 +180,12 @@ class Store:
 
     async def begin(self, key: str, options: Mapping[str, Any]) -> str:
         """Begin an object in parts; the upload's id. Raises BucketError."""
-        return str((await self._call("create_multipart_upload", Key=key, **options))["UploadId"])
+        return str((await self._encrypted("create_multipart_upload", Key=key, **options))["UploadId"])
 
-    async def put_part(self, key: str, upload: str, number: int, body: Body, *, md5: str) -> str:
-        """Store a part; its ETag. Raises NotThere when the store does not know the upload (any more), BucketError."""
+    async def put_part(self, key: str, upload: str, number: int, body: Body, *, md5: str) -> Sent:
+        """Store a part. Raises NotThere when the store does not know the upload (any more), BucketError."""
         call = self._call("upload_part", Key=key, UploadId=upload, PartNumber=number, Body=body, ContentMD5=md5)
-        return _etag(await moving(call, body))
+        return _sent(await moving(call, body))
 
     async def parts(self, key: str, upload: str) -> tuple[Part, ...]:
         """The parts that the store has. Raises NotThere, BucketError."""
@@ -189,7 +215,7 @@ class Store:
             return await once()
         try:
             return await once(IfNoneMatch="*")
-        except (Unsupported, _NotTaken):
+        except (Unsupported, NotTaken):
             stored = await once()
             self._conditions = False  # it was the condition that it did not take
             return stored
@@ -209,6 +235,37 @@ class Store:
             return ()  # one store's way to say so
         return tuple(Begun(one["Key"], one["UploadId"], one["Initiated"]) for one in answer.get("Uploads", []))
 
+    async def tidy(self) -> None:
+        """Delete the kept credentials that have ended."""
+        if self._kept is not None:
+            await self._kept.tidy()
+
+    async def _encrypted(self, name: str, **arguments: Any) -> dict[str, Any]:
+        """A request that makes an object, encrypted as asked for. Raises NotEncrypted: never does it go without."""
+        if self._encryption != NO_ENCRYPTION:
+            arguments.setdefault("ServerSideEncryption", self._encryption)
+        asked = arguments.get("ServerSideEncryption")
+        if asked is None:
+            return await self._call(name, **arguments)
+        since, text = self._not_encrypted.get(asked, (0.0, ""))
+        if text and time.monotonic() - since < NOT_ENCRYPTED_S:
+            raise NotEncrypted(text)
+        try:
+            answer = await self._call(name, **arguments)
+        except (Unsupported, NotTaken) as error:
+            if "IfNoneMatch" in arguments:
+                raise  # the same is asked for without that condition next
+            if not about_encryption(error):
+                hint = f"(if it does not encrypt as asked for, {asked}: see the setting s3_encryption)"
+                raise type(error)(f"{error} {hint}") from error
+            text = f"{error}: it seems not to encrypt as asked for ({asked}); see the setting s3_encryption"
+            if asked not in self._not_encrypted:
+                log.warning("nothing can be stored: %s", text)
+            self._not_encrypted[asked] = (time.monotonic(), text)
+            raise NotEncrypted(text) from error
+        self._not_encrypted.pop(asked, None)
+        return answer
+
     async def _call(self, name: str, **arguments: Any) -> dict[str, Any]:
         """One request. Credentials that have run out are fetched anew once, and it is sent again: it did nothing."""
         client = await self._connected()
@@ -216,18 +273,23 @@ class Store:
         call: Callable[..., Awaitable[dict[str, Any]]] = getattr(client, name)
         arguments["Bucket"] = self.bucket
         key = arguments.get("Key", "")
-        async with _translated(key, last=True):
+        async with translated(key):
             seen = await self._credentials.current()
         try:
-            async with _translated(key, bare=name == "head_object" and self._credentials.age >= DOUBTED_AFTER):
+            async with translated(key, bare=name == "head_object" and self._credentials.age >= DOUBTED_AFTER):
                 return await call(**arguments)
-        except _Expired:
-            async with _translated(key, last=True):
-                await self._credentials.renew(seen)
+        except Expired as error:
+            async with translated(key):
+                await self._credentials.renew(seen, doubted=error.doubted)
+                seen = await self._credentials.current()
             if (body := arguments.get("Body")) is not None:
                 body.seek(0)
-            async with _translated(key, last=True):
+        try:
+            async with translated(key):
                 return await call(**arguments)
+        except Expired:
+            await self._credentials.refused(seen)
+            raise
 
     async def _connected(self) -> Any:
         async with self._turn:
@@ -251,7 +313,8 @@ class Store:
     def _prepared(self) -> Any:
         """A session with credentials, and the library's description of S3 read. Blocks for about a second."""
         session: Any = import_module("aiobotocore.session").get_session()
-        made = import_module("petalbus.handlers.bucket.credentials").Credentials(self._token_url, timeout=self._timeout)
+        module = import_module("petalbus.handlers.bucket.credentials")
+        made = module.Credentials(self._token_url, timeout=self._timeout, kept=self._kept)
         session._credentials = made.made  # the library's own recipe
         session.register_component("data_loader", _descriptions())
         self._credentials = made
@@ -271,51 +334,10 @@ def _etag(answer: Mapping[str, Any]) -> str:
     return str(answer.get("ETag", "")).strip('"').lower()
 
 
-class Taken(Away):
-    """An object was to be new, and there is one already."""
+def _sent(answer: Mapping[str, Any]) -> Sent:
+    return Sent(_etag(answer), etag_is_md5(answer))
 
 
-class _Expired(Denied):
-    """The credentials have run out."""
-
-
-class _NotTaken(BucketError):
-    """HTTP 400 without a reason that we know."""
-
-
-@asynccontextmanager
-async def _translated(key: str, *, last: bool = False, bare: bool = False) -> AsyncIterator[None]:
-    from aiohttp import ClientError as Broken  # noqa: PLC0415  # loaded with the client by now
-    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415  # the same
-
-    try:
-        yield
-    except ClientError as error:
-        raise _in_our_words(error.response, key, last=last, bare=bare) from error
-    except (BotoCoreError, Broken, OSError, TimeoutError) as error:
-        raise Away(f"the store cannot be reached: {type(error).__name__}") from error
-    except RuntimeError as error:
-        if "still expired" not in str(error):  # the library has no class of its own for it
-            raise
-        raise Away("the session token service gives out expired credentials: is this machine's clock right?") from error
-
-
-def _in_our_words(answer: Mapping[str, Any], key: str, *, last: bool, bare: bool) -> BucketError:
-    told = answer.get("Error", {})
-    code = str(told.get("Code", ""))
-    status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    if code in _MISSING:
-        return NotThere(f"File not found: {key}")
-    if not last and (code in _EXPIRED or (bare and code in _BARE)):
-        return _Expired("Authentication failed: the credentials have run out")
-    if code in _UNSUPPORTED or status == 501:
-        return Unsupported(f"the store answered {code}: {told.get('Message', '')}")
-    if code in _PASSING or status >= 500:
-        return Away(f"the store cannot be used now: it answered {code or status}")
-    if code in _WRONG:
-        return WrongBytes(f"the store answered {code}: {told.get('Message', '')}")
-    if code in _REFUSED or status in (401, 403):
-        return Denied(f"Access denied by the store ({code}): {key}")
-    if code == "PreconditionFailed" or status == 412:
-        return Taken(f"something was stored as {key} meanwhile")
-    return (_NotTaken if status == 400 else BucketError)(f"the store answered {code}: {told.get('Message', '')}")
+def etag_is_md5(told: Mapping[str, Any]) -> bool:
+    """Whether an ETag may be an MD5: not where the store encrypts with keys of its owner."""
+    return not str(told.get("ServerSideEncryption", "")).startswith("aws:kms") and "SSECustomerAlgorithm" not in told

@@ -22,9 +22,12 @@ from petalbus.handlers.bucket.body import Body, Meter
 from petalbus.handlers.bucket.errors import BucketError, Denied, FileRefused, NotThere, Unsupported, WrongBytes
 from petalbus.handlers.bucket.files import FlightLog, unchanged
 from petalbus.handlers.bucket.owner import OWNER, STORED_AT, Owner
-from petalbus.handlers.bucket.store import Store
+from petalbus.handlers.bucket.store import Sent, Store, etag_is_md5
 
 PARTS_AT_ONCE: Final = 2
+
+INDEXED: Final = "indexed"
+"""Metadata of a ROS bag whose recording was cut short: ``false``; tools have to index it before they can play it."""
 
 _MD5: Final = re.compile(r"[0-9a-f]{32}")
 _MD5_OF_PARTS: Final = re.compile(r"[0-9a-f]{32}-[0-9]+")
@@ -79,14 +82,15 @@ class InMemory:
 
 
 def options_of(log: FlightLog, machine: str, more: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """How logs are stored: content type, encrypted by the store, and who stored what when."""
+    """How logs are stored: content type, and who stored what when."""
     metadata = {
         **(more or {}),
+        **({INDEXED: "false"} if log.indexed is False else {}),
         "original-filename": log.path.name.encode("ascii", "replace").decode(),
         STORED_AT: datetime.now(UTC).isoformat(),
         OWNER: machine,
     }
-    return {"ContentType": log.content_type, "Metadata": metadata, "ServerSideEncryption": "AES256"}
+    return {"ContentType": log.content_type, "Metadata": metadata}
 
 
 async def put(store: Store, log: FlightLog, key: str, options: Mapping[str, Any], *, prefix: str = "") -> int:
@@ -154,14 +158,14 @@ class Transfer:
             body = Body(data, self._meter)
             stored = False
             try:
-                etag = await self._owner.storing(
+                sent = await self._owner.storing(
                     self._key,
                     lambda new: self._store.put(self._key, body, self._options, md5=_base64(md5), new=new),
                 )
                 stored = True
             finally:
                 self._meter.ended(body, stored=stored)
-        _compare(etag, md5.hex(), f"{self._key}")
+        _compare(sent, md5.hex(), f"{self._key}")
         return await self._checked(md5.hex())
 
     # -- in parts -----------------------------------------------------------------------------------------------------
@@ -235,8 +239,8 @@ class Transfer:
         del data
         stored = False
         try:
-            etag = await self._store.put_part(self._key, upload, number, body, md5=_base64(md5))
-            _compare(etag, md5.hex(), f"part {number} of {self._key}")
+            sent = await self._store.put_part(self._key, upload, number, body, md5=_base64(md5))
+            _compare(sent, md5.hex(), f"part {number} of {self._key}")
             stored = True
         except Unsupported as error:  # a store that cannot replace the part that it has
             await _given_up(self._store, self._key, upload)
@@ -246,8 +250,8 @@ class Transfer:
             raise WrongBytes(f"the store does not know the upload of {self._key} any more") from None
         finally:
             self._meter.ended(body, stored=stored)
-        self._etags[number], self._md5s[number] = etag, md5
-        await self._progress.part(number, etag, md5.hex())
+        self._etags[number], self._md5s[number] = sent.etag, md5
+        await self._progress.part(number, sent.etag, md5.hex())
 
     # -- what was read, and what is stored ----------------------------------------------------------------------------
 
@@ -334,7 +338,7 @@ class Transfer:
     async def _is_this_file(self, told: Mapping[str, Any], wanted: str) -> bool:
         """Whether an object's ETag is the file's: of all of it, or of its parts. What is neither says nothing."""
         etag = _etag(told)
-        if not _by_md5(told) or etag == wanted:
+        if not etag_is_md5(told) or etag == wanted:
             return True
         if _MD5_OF_PARTS.fullmatch(etag):
             return False
@@ -356,18 +360,13 @@ async def _at_once() -> AsyncIterator[None]:
     yield
 
 
-def _compare(etag: str, md5: str, what: str) -> None:
-    if _MD5.fullmatch(etag) and etag != md5:
-        raise WrongBytes(f"Upload failed: the store has checksum {etag} of {what}; the file's is {md5}")
+def _compare(sent: Sent, md5: str, what: str) -> None:
+    if sent.md5 and _MD5.fullmatch(sent.etag) and sent.etag != md5:
+        raise WrongBytes(f"Upload failed: the store has checksum {sent.etag} of {what}; the file's is {md5}")
 
 
 def _etag(told: Mapping[str, Any]) -> str:
     return str(told["ETag"]).strip('"').lower()
-
-
-def _by_md5(told: Mapping[str, Any]) -> bool:
-    """Whether an ETag is an MD5: not where the store encrypts with keys of its owner."""
-    return not str(told.get("ServerSideEncryption", "")).startswith("aws:kms") and "SSECustomerAlgorithm" not in told
 
 
 def _base64(md5: bytes) -> str:

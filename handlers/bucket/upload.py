@@ -242,7 +242,7 @@ class Upload:
             prefix=order.prefix,
         )
         size, etag = await transfer.run()
-        return self._result(key, size, etag)
+        return self._result(found, key, size, etag)
 
     async def _noted(self, found: FlightLog, machine: str) -> str:
         """Note what is about to be done, before it is begun; the key."""
@@ -257,7 +257,7 @@ class Upload:
         await self._around.notes.save(self.order.id, note)
         return note.key
 
-    def _result(self, key: str, size: int, etag: str) -> dict[str, Any]:
+    def _result(self, found: FlightLog, key: str, size: int, etag: str) -> dict[str, Any]:
         url = self._around.store.url(key)
         meter = self.meter
         return {
@@ -268,6 +268,7 @@ class Upload:
             "file_url": url,
             "size": size,
             "etag": etag,
+            **({} if found.indexed is None else {"indexed": found.indexed}),
             "sent_bytes": meter.sent,
             "kept_bytes": meter.kept,
             "attempts": self.note.attempts,

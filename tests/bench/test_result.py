@@ -108,6 +108,8 @@ def test_a_percentile_is_one_of_the_values_and_enough_lie_below(values: list[flo
     found = percentile(ordered, part)
     assert found in ordered
     assert sum(value <= found for value in ordered) >= part * len(ordered) - 1e-6
+    with pytest.raises(ValueError, match="0 to 1"):
+        percentile(ordered, part + 1.01)
 
 
 @given(st.lists(st.integers(1, 10**12), min_size=1))

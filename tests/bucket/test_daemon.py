@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from petalbus.handlers.bucket.store import Store
 from .wire import Wire
 from support.certificates import make_certificates
 from support.procs import Child, Children, child_environment
-from support.s3_world import RealS3, TokenService
+from support.s3_world import KEYS, RealS3, TokenService
 from support.servers import kill_leftovers
 
 
@@ -32,6 +33,7 @@ class Site:
     def __init__(self, children: Children, data: Path, tokens: TokenService, endpoint: str) -> None:
         self.children = children
         self.data = data
+        self.tokens = tokens
         self.environment = {
             "PETALBUS_DATA": str(data),
             "PETALBUS_MACHINE_ID": "m1",
@@ -134,6 +136,30 @@ async def test_ctrl_c_detaches(site: Site, wire: Wire, tmp_path: Path) -> None:
     assert any("detached: the daemon goes on" in line for line in child.errors)
     await wire.open()
     await site.until("done")
+
+
+async def test_credentials_outlive_the_daemon(site: Site, tmp_path: Path) -> None:
+    """S-246: kill -9, the token service is gone, and logs are stored all the same; not where that is switched off."""
+    kept = site.data / "bucket" / "credentials.json"
+    site.tokens.answer["expiration"] = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    daemon = await site.up()
+    await site.run("upload", str(log(tmp_path)))
+    assert kept.stat().st_mode & 0o777 == 0o600
+    daemon.kill()
+    await daemon.wait()
+    await site.tokens.__aexit__()
+    daemon = await site.up()
+    told = (await site.run("upload", str(log(tmp_path, name="b.ulg"))))[-1]
+    assert (tmp_path / "s3" / "logs" / told["s3_key"]).exists()
+    assert site.tokens.asked == 1
+    everything = [*daemon.output, *daemon.errors, json.dumps(told)]
+    assert not any(KEYS[1] in line for line in everything)
+    daemon.kill()
+    await daemon.wait()
+    await site.up(PETALBUS_CREDENTIALS_CACHE="false")
+    await site.run("upload", str(log(tmp_path, name="c.ulg")), "--detach")
+    assert "token service" in (await site.until("offline"))["last_error"]
+    assert not kept.exists()
 
 
 async def test_without_a_bucket_nothing_of_it_is_loaded(site: Site, tmp_path: Path) -> None:

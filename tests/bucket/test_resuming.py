@@ -7,11 +7,9 @@ import json
 import os
 import sys
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
-from chaos.big_upload import run
 from petalbus.daemon.bus.errors import ReplyError
 from petalbus.handlers.bucket import words
 from petalbus.handlers.bucket.files import ULOG_MAGIC, check_file
@@ -20,16 +18,6 @@ from petalbus.handlers.bucket.transfer import options_of
 from .conftest import KB, MB, World
 from .wire import Act, answer, lose_answer, reset
 from support.procs import ROOT, Children
-
-
-async def test_a_large_one_survives_kill_9(tmp_path: Path) -> None:
-    """S-245, S-263: memory stays bounded, little is sent twice, and the same bytes are there at the end."""
-    out = await run(int(os.environ.get("PETALBUS_BIG_UPLOAD_MB", "96")), kills=1, folder=tmp_path)
-    assert out.same_bytes
-    assert (out.kills, out.unfinished) == (1, 0)
-    assert out.peak_mb < 175
-    assert out.result["kept_bytes"] > 0
-    assert out.result["sent_bytes"] + out.result["kept_bytes"] == out.result["size"]
 
 
 async def test_a_killed_one_goes_on_in_the_next_process(world: World, children: Children) -> None:

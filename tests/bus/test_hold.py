@@ -45,6 +45,34 @@ async def test_a_held_type_waits_for_its_handler(server: RealServer, bus_name: s
             worker.on("late")(late)
 
 
+async def test_what_comes_later_does_not_overtake_what_was_held(server: RealServer, bus_name: str) -> None:
+    """I3: records of one key that came before the handler, and those that come after it, are one lane."""
+    async with Bus(server.url, app="worker", bus=bus_name) as worker, Bus(server.url, app="boss", bus=bus_name) as boss:
+        worker.hold("late")
+        await worker.listen()
+        for number in range(5):
+            await boss.send("worker", "late", {"number": number}, key=f"k{number % 2}")
+        async with asyncio.timeout(5):
+            while worker.statistics()["consumer"]["held"] < 5:
+                await asyncio.sleep(0.01)
+        done: list[int] = []
+        all_there = asyncio.Event()
+
+        async def late(record: Record) -> None:
+            await asyncio.sleep(0.02)
+            done.append(record.data["number"])
+            if len(done) == 10:
+                all_there.set()
+
+        worker.on("late", concurrency=8)(late)
+        for number in range(5, 10):
+            await boss.send("worker", "late", {"number": number}, key=f"k{number % 2}")
+        async with asyncio.timeout(5):
+            await all_there.wait()
+        for odd in (0, 1):
+            assert [number for number in done if number % 2 == odd] == [n for n in range(10) if n % 2 == odd]
+
+
 async def test_the_deadline_of_a_held_record_counts(server: RealServer, bus_name: str) -> None:
     """A held record whose deadline passes is never run, and its sender is told."""
     async with Bus(server.url, app="worker", bus=bus_name) as worker, Bus(server.url, app="boss", bus=bus_name) as boss:

@@ -1,8 +1,9 @@
 """A large upload whose uploader is killed on the way: memory, time, what was sent twice; the same bytes at the end.
 
-    PYTHONPATH=src:tests python tests/chaos/big_upload.py [--megabytes 2047] [--kills 1]
+    PYTHONPATH=src:tests python tests/chaos/big_upload.py [--megabytes 2047] [--kills 1] [--seed 7]
 
-The file is sparse, but for a piece in each part that no other part has.
+The file is sparse, but for a piece in each part that no other part has. The kills are spread over the way; a seed moves
+each to another place. ``test_big_upload.py`` is a short slice of it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import hashlib
 import json
 import os
+import random
 import signal
 import sys
 import tempfile
@@ -37,7 +39,8 @@ BUS = "chaos"
 
 @dataclass
 class Outcome:
-    """What was measured. Memory: the largest resident set of any uploader. Sent again: known for one kill only."""
+    """What was measured. Memory: the largest resident set of any uploader. Sent again: what the last one sent and
+    the store had; ``resent_mb``: what was under way at the kill, known for one only."""
 
     megabytes: int
     seconds: float = 0.0
@@ -45,6 +48,7 @@ class Outcome:
     idle_mb: float = 0.0
     resent_mb: float = 0.0
     kept_mb: float = 0.0
+    again_mb: float = 0.0
     kills: int = 0
     same_bytes: bool = False
     unfinished: int = 0
@@ -96,8 +100,17 @@ class Uploader:
             await self._process.wait()
 
 
-async def run(megabytes: int, *, kills: int = 1, folder: Path | None = None) -> Outcome:
-    """Upload so much, with so many kills spread over the way."""
+def places(size: int, kills: int, seed: int | None) -> list[int]:
+    """Bytes after which it is killed: evenly spread, or by a seed anywhere in each one's own piece of the way."""
+    if seed is None:
+        return [size * (number + 1) // (kills + 1) for number in range(kills)]
+    dice = random.Random(seed)
+    # not near its end: it would be over before that is seen
+    return [int(size * (0.05 + 0.65 * (number + dice.random()) / kills)) for number in range(kills)]
+
+
+async def run(megabytes: int, *, kills: int = 1, folder: Path | None = None, seed: int | None = None) -> Outcome:
+    """Upload so much, with so many kills on the way."""
     out = Outcome(megabytes)
     async with AsyncExitStack() as stack:
         place = stack.enter_context(tempfile.TemporaryDirectory(dir=folder))
@@ -111,7 +124,7 @@ async def run(megabytes: int, *, kills: int = 1, folder: Path | None = None) -> 
         await asyncio.to_thread(make_log, path, megabytes * MB - 1000)
         uploader = Uploader(server.url, BUS, s3.url, tokens.url, "0.1")
         stack.push_async_callback(uploader.kill)
-        await _upload(out, bus, uploader, path, kills)
+        await _upload(out, bus, uploader, path, places(path.stat().st_size, kills, seed))
         key = out.result["s3_key"]
         out.same_bytes = await asyncio.to_thread(lambda: digest(s3.files / key) == digest(path))
         for _ in range(100):
@@ -122,9 +135,7 @@ async def run(megabytes: int, *, kills: int = 1, folder: Path | None = None) -> 
     return out
 
 
-async def _upload(out: Outcome, bus: Bus, uploader: Uploader, path: Path, kills: int) -> None:
-    size = path.stat().st_size
-    marks = [size * (number + 1) // (kills + 1) for number in range(kills)]
+async def _upload(out: Outcome, bus: Bus, uploader: Uploader, path: Path, marks: list[int]) -> None:
     sent = 0
     await uploader.start()
     out.idle_mb = uploader.memory("VmRSS")
@@ -132,7 +143,7 @@ async def _upload(out: Outcome, bus: Bus, uploader: Uploader, path: Path, kills:
     upload = (await bus.send(words.APP, words.UPLOAD, {"path": str(path)})).id
     waiting = asyncio.create_task(bus.request(words.APP, words.UPLOAD, {"path": str(path)}, id=upload, timeout=3600))
     while not waiting.done():
-        await asyncio.wait([waiting], timeout=0.05)
+        await asyncio.wait([waiting], timeout=0.02)
         out.peak_mb = max(out.peak_mb, uploader.memory())
         listed = (await bus.request(words.APP, words.UPLOADS, {}, timeout=30)).data["uploads"]
         if marks and listed and listed[0]["bytes"] >= marks[0]:
@@ -145,6 +156,7 @@ async def _upload(out: Outcome, bus: Bus, uploader: Uploader, path: Path, kills:
     out.seconds = time.monotonic() - began
     out.kept_mb = out.result["kept_bytes"] / MB
     out.resent_mb = (sent - out.result["kept_bytes"]) / MB if out.kills == 1 else -1.0
+    out.again_mb = (out.result["sent_bytes"] + out.result["kept_bytes"] - path.stat().st_size) / MB
 
 
 def main() -> None:
@@ -153,8 +165,9 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=2047)
     parser.add_argument("--kills", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="for the files, twice the size; else the temporary one")
+    parser.add_argument("--seed", type=int, help="where the kills come; evenly spread when not given")
     told = parser.parse_args()
-    out = asyncio.run(run(told.megabytes, kills=told.kills, folder=told.folder))
+    out = asyncio.run(run(told.megabytes, kills=told.kills, folder=told.folder, seed=told.seed))
     sys.stdout.write(json.dumps(out.__dict__, indent=1) + "\n")
     sys.exit(0 if out.same_bytes else 1)
 

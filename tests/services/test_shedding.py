@@ -74,7 +74,10 @@ async def test_a_topic_that_grows_without_end_stays_below_the_ceiling(small: Bus
 
 
 async def test_the_lowest_class_goes_first_and_urgent_commands_never(small: Bus) -> None:
-    """I5: history that everybody has read, then topics, LOW, dead letters, NORMAL; never HIGH or CRITICAL."""
+    """I5: history that everybody has read, then topics, LOW, dead letters, NORMAL, at last what came by MQTT.
+
+    Never HIGH or CRITICAL, nor what was promised: uploads, rows for the cloud, messages for the broker.
+    """
     keys = small.keys
     filled = {}
     for key, count in (
@@ -83,11 +86,15 @@ async def test_the_lowest_class_goes_first_and_urgent_commands_never(small: Bus)
         (keys.inbox("app", 2), 3000),
         (keys.inbox("app", 3), 3000),
         (keys.inbox("app", 4), 3000),
+        (keys.inbox("bucket", 1), 500),
+        (keys.inbox("database", 2), 500),
+        (keys.topic("mqtt.rx"), 3000),
     ):
         filled[key] = await fill(small, key, count)
         if ":inbox:" in key:
             await small.call("XGROUP", "CREATE", key, "inbox", 0)
-    await small.call("XGROUP", "CREATE", keys.topic("t"), "app", 0)
+    for topic in ("t", "mqtt.rx"):
+        await small.call("XGROUP", "CREATE", keys.topic(topic), "app", 0)
     used = await memory(small)
     async with keeping(small, look_every=0.02, memory_ceiling=int(used / 0.86)) as janitor:
         await until(lambda: janitor.retention.lost, "something is shed")
@@ -101,10 +108,10 @@ async def test_the_lowest_class_goes_first_and_urgent_commands_never(small: Bus)
         await until(lambda: janitor.shedding._helpless, "all that may go is gone")
         await asyncio.sleep(0)
     order = list(dict.fromkeys(report["stream"] for report in await lost(small)))
-    assert order == [keys.topic("t"), keys.inbox("app", 1), keys.inbox("app", 2)]
+    assert order == [keys.topic("t"), keys.inbox("app", 1), keys.inbox("app", 2), keys.topic("mqtt.rx")]
     for key, ids in filled.items():
         left = await check_exact(small, key, ids)
-        if key.endswith((":inbox:3", ":inbox:4")):
+        if key.endswith((":inbox:3", ":inbox:4")) or ":bucket:" in key or ":database:" in key:
             assert left == ids
     assert await small.call("XLEN", keys.inbox("app", 1)) == 0
     assert await small.call("XLEN", keys.inbox("app", 2)) == 0

@@ -77,7 +77,7 @@ async def _with_vehicle(daemon: Daemon, bus: Bus, *, rate: float, seconds: float
         "frame_bytes": told["frame_bytes"],
         "memory_bytes": (after["memory"] - before["memory"]) / stored,
         "file_bytes": (after["file"] - before["file"]) / stored,
-        "command_p99_ms": percentile(delays, 99) if delays else float("inf"),
+        "command_p99_ms": percentile(delays, 0.99) if delays else float("inf"),
         "commands": float(len(delays)),
     }
 

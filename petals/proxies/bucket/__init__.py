@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from petalbus.handlers.bucket.names import TEMPLATE
+from petalbus.handlers.bucket.store import ENCRYPTION
 from petalbus.petals.proxies.bucket.proxy import S3BucketProxy
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def make(context: ProxyContext) -> S3BucketProxy:
         region=getattr(settings, "s3_region", None) or "us-east-1",
         endpoint=getattr(settings, "s3_endpoint", None),
         key_template=getattr(settings, "s3_key_template", None) or TEMPLATE,
+        encryption=getattr(settings, "s3_encryption", None) or ENCRYPTION,
         documented_magic=bool(getattr(settings, "s3_documented_magic", False)),
         organization=context.organization,
         url=context.url,

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from petalbus.daemon.bus.errors import BusError
-from petalbus.handlers.bucket.errors import BucketError, Denied
+from petalbus.handlers.bucket.errors import Away, BucketError, Denied
 from petalbus.handlers.bucket.files import ALLOWED, check_file
 from petalbus.handlers.bucket.names import TEMPLATE, checked_key, checked_prefix, checked_template, make_key
-from petalbus.handlers.bucket.owner import Owner
+from petalbus.handlers.bucket.owner import OWNER, Owner
 from petalbus.handlers.bucket.reading import Reading, load
-from petalbus.handlers.bucket.store import Store
+from petalbus.handlers.bucket.store import ENCRYPTION, Store
 from petalbus.handlers.bucket.transfer import options_of, put
 from petalbus.petals.proxies.base import BaseProxy
 from petalbus.petals.proxies.bucket import running
@@ -30,13 +30,16 @@ log = logging.getLogger("S3BucketProxy")
 
 Result = dict[str, Any]
 
+_ASK_S = 10.0
+"""How long somebody who wants to upload waits for the store to say whose a key is."""
+
 
 class S3BucketProxy(BaseProxy):
     """Every call answers a dict: with ``success``, or ``{"error": text, "status": number}``.
 
     ``key_template``: how a key is made where none is given. ``documented_magic``: also accept logs that begin with
-    ``ULogData``. ``url``, ``bus``: the bus whose daemon uploads; without one this process does. Nothing is sent before
-    the first call.
+    ``ULogData``. ``encryption``: what the store is asked for. ``url``, ``bus``: the bus whose daemon uploads; without
+    one this process does. Nothing is sent before the first call.
     """
 
     kind: ClassVar[str] = "bucket"
@@ -54,6 +57,7 @@ class S3BucketProxy(BaseProxy):
         endpoint: str | None = None,
         key_template: str = TEMPLATE,
         documented_magic: bool = False,
+        encryption: str = ENCRYPTION,
         machine_id: str | None = None,
         organization: Any = None,
         url: str | None = None,
@@ -69,6 +73,7 @@ class S3BucketProxy(BaseProxy):
         self._timeout = request_timeout
         self._template = checked_template(key_template)
         self.documented_magic = documented_magic
+        self._encryption = encryption
         self._machine = machine_id
         self._organization = organization
         self._store: Store | None = None
@@ -92,6 +97,7 @@ class S3BucketProxy(BaseProxy):
             region=self.region,
             endpoint=self._endpoint,
             timeout=self._timeout,
+            encryption=self._encryption,
         )
         self._set_ready(True)
         running.began(self)
@@ -135,8 +141,8 @@ class S3BucketProxy(BaseProxy):
 
         async def upload(store: Store, machine: str) -> Result:
             order = await self._order(machine, file_path, machine_id, custom_filename, custom_s3_key)
-            if self._uploads is not None and await self._uploads.served():
-                return await self._uploads.upload(
+            if (uploads := await self._serving()) is not None:
+                return await uploads.upload(
                     order,
                     id=upload_id,
                     priority=priority,
@@ -199,7 +205,9 @@ class S3BucketProxy(BaseProxy):
         found = await asyncio.to_thread(check_file, path, accept_documented=self.documented_magic)
         await Owner(store, machine, self.upload_prefix).free_or_ours(key)
         size = await put(store, found, key, options_of(found, machine), prefix=self.upload_prefix)
-        where = {"s3_key": key, "url": store.url(key), "file_url": store.url(key), "size": size}
+        where: Result = {"s3_key": key, "url": store.url(key), "file_url": store.url(key), "size": size}
+        if found.indexed is not None:
+            where["indexed"] = found.indexed
         return {"success": True, "message": "File uploaded successfully", **where}
 
     async def list_files(
@@ -259,10 +267,14 @@ class S3BucketProxy(BaseProxy):
         """Give an object another key: copied first, deleted then."""
 
         async def move(store: Store, machine: str) -> Result:
-            await self._owner(store, machine).ours(source_key)
-            await self._owner(store, machine).free_or_ours(checked_key(dest_key))
+            owner = self._owner(store, machine)
+            told = await owner.ours(source_key)
+            await owner.free_or_ours(checked_key(dest_key))
             if source_key != dest_key:
-                await store.copy(source_key, dest_key)
+                # what an earlier program has stored may not say whose it is: its key has said so until now
+                await store.copy(source_key, dest_key, told, {OWNER: machine})
+                if not await owner.is_ours(dest_key):
+                    raise BucketError(f"the store has not kept whose {dest_key!r} is; {source_key!r} stays")
                 await store.delete(source_key)
             return {"success": True, "source_key": source_key, "dest_key": dest_key, "url": store.url(dest_key)}
 
@@ -294,14 +306,32 @@ class S3BucketProxy(BaseProxy):
         return told
 
     async def may_store(self, s3_key: str | None = None) -> Result:
-        """Whether a log may be stored, under this key: what ``upload_file`` would say before it looks at the file."""
+        """Whether a log may be stored, under this key: what ``upload_file`` would say before it looks at the file.
+
+        While the store is away it may be, where a daemon stores it later: then that looks whose the key is.
+        """
 
         async def ask(store: Store, machine: str) -> Result:
-            if s3_key is not None:
-                await self._owner(store, machine).free_or_ours(s3_key)
+            owner = self._owner(store, machine)
+            if s3_key is None:
+                return {"success": True}
+            owner.require_not_others(s3_key)
+            try:
+                async with asyncio.timeout(_ASK_S):
+                    await owner.free_or_ours(s3_key)
+            except BucketError as error:
+                if not error.passes or await self._serving() is None:
+                    raise
+            except TimeoutError:
+                if await self._serving() is None:
+                    raise Away("the store does not answer") from None
             return {"success": True}
 
         return await self._answer("upload", ask)
+
+    async def _serving(self) -> Uploads | None:
+        """The way to a daemon that stores what is uploaded; None where this process does. Raises BusError."""
+        return self._uploads if self._uploads is not None and await self._uploads.served() else None
 
     async def _answer(self, what: str, call: Callable[[Store, str], Awaitable[Result]]) -> Result:
         store, machine = self._store, self._get_machine_id()

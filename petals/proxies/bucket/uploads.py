@@ -28,7 +28,7 @@ _LEFT: Final = 256
 _ASK_S: Final = 3.0
 _MOVING: Final = ("uploading", "waiting")
 
-_DOCUMENTED: Final = ("success", "message", "s3_key", "url", "file_url", "size")
+_DOCUMENTED: Final = ("success", "message", "s3_key", "url", "file_url", "size", "indexed")
 
 
 class _Standing:
