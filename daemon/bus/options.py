@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+SOLE_HEARTBEAT: Final = 1.0
+"""Enough for a client with ``sole``: nobody takes over its work but its own next start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

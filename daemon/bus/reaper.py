@@ -21,7 +21,7 @@ log = logging.getLogger("petalbus.bus")
 ORPHAN_LOOKS = 10
 """Every so many looks also ask the groups for consumers that never beat."""
 
-SOLE_REST = 16
+SOLE_REST = 10
 
 AUDITED = 20
 """So many of our oldest pending entries are compared with what we hold."""

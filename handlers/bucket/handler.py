@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from petalbus.daemon.bus.connection import ServerError
 from petalbus.daemon.bus.errors import BusError, HandlerError
 from petalbus.daemon.bus.handlers import Context
+from petalbus.daemon.bus.options import SOLE_HEARTBEAT
 from petalbus.handlers.bucket import words
 from petalbus.handlers.bucket.errors import BucketError
 from petalbus.handlers.bucket.gate import Gate
@@ -97,7 +98,14 @@ class BucketHandler:
         bus = self._bus
         # its handlers wait for the store, they do not compute; some workers are left for questions
         held = HELD + URGENT
-        bus.options = replace(bus.options, workers=held + 4, window=2 * held, stop_grace=_GRACE_S, sole=True)
+        bus.options = replace(
+            bus.options,
+            workers=held + 4,
+            window=2 * held,
+            stop_grace=_GRACE_S,
+            sole=True,
+            heartbeat=SOLE_HEARTBEAT,
+        )
         bus.on(
             words.UPLOAD,
             redelivery="rerun",

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from petalbus.daemon.bus.errors import BusError
+from petalbus.daemon.bus.options import SOLE_HEARTBEAT
 from petalbus.handlers.mqtt import words
 from petalbus.handlers.mqtt.dispatch import BuiltIn, CommandDispatch, Installed
 from petalbus.handlers.mqtt.egress import Egress
@@ -38,8 +39,6 @@ _COMMAND_WORKERS: Final = 64
 """Commands whose petal is still to be loaded wait in them."""
 _LOOK_S: Final = 10.0
 """Wishes for topics are told; this look is for those whose telling was lost."""
-_HEARTBEAT_S: Final = 0.6
-"""Nobody takes over the work of these clients but their own next start: half of the usual beats will do."""
 
 
 class WhoWeAre(Protocol):
@@ -124,11 +123,11 @@ class MqttHandler:
         held = self.options.egress.held
         for bus in (self._bus, self._telemetry):
             # its handlers wait for the broker, they do not compute
-            bus.options = replace(bus.options, workers=held, sole=True, heartbeat=_HEARTBEAT_S)
+            bus.options = replace(bus.options, workers=held, sole=True, heartbeat=SOLE_HEARTBEAT)
             self._take(bus, words.PUBLISH)
             bus.hold(words.LATER)
         self._commands.options = replace(
-            self._commands.options, workers=_COMMAND_WORKERS, sole=True, heartbeat=_HEARTBEAT_S
+            self._commands.options, workers=_COMMAND_WORKERS, sole=True, heartbeat=SOLE_HEARTBEAT
         )
         self._commands.on(words.FILTERS, overtakes=lambda _record: True)(self._on_filters)
         self.dispatch.register()

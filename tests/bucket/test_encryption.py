@@ -96,7 +96,7 @@ async def test_a_store_that_can_again(world: World, monkeypatch: pytest.MonkeyPa
     await world.start(first_wait=0.02)
     path = world.log()
     with pytest.raises(ReplyError, match=r"deadline passed.*s3_encryption"):
-        await world.result(await world.send(path, id="one", deadline=0.5), path)
+        await world.result(await world.send(path, id="one", deadline=3), path)
     upload = await world.send(path)
     await world.until(upload, lambda one: one["state"] == "offline")
     picky._refuses = None
