@@ -41,7 +41,9 @@ from petalbus.handlers.mavlink.wire.transport import open_transport
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.02
-REBOOT_S: Final = 1.5
+REBOOT_S: Final = 2.0
+"""Longer than the silence by which others tell a reboot (1.5 s)."""
+
 BOOT_S: Final = 0.6
 """How long it says after a reboot that it boots."""
 _COMPONENT: Final = 1
