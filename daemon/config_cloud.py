@@ -45,6 +45,9 @@ class CloudSettings(BaseModel):
     cloud_write_wait: Annotated[
         float, Field(gt=0, le=60, description="how long a petal's write waits for the cloud before it is queued (s)")
     ] = 5.0
+    cloud_outbox_mb: Annotated[
+        int | None, Field(ge=1, le=1 << 20, description="writes that may wait for the cloud (MiB)")
+    ] = None
 
 
 def names(text: str) -> frozenset[str]:

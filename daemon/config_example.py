@@ -23,6 +23,7 @@ _EXAMPLES: Final[dict[str, Any]] = {
     "access_token_url": "http://localhost:3001/session-manager/access-token",
     "session_token_url": "http://localhost:3001/session-manager/session-token",
     "cloud_endpoint": "https://cloud.example",
+    "cloud_outbox_mb": 128,
     "s3_bucket_name": "flight-logs",
     "s3_endpoint": "https://s3.example",
     "s3_key_template": "{prefix}/{machine}/{stamp}_{name}",

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 _APP: Final = "database"
 _WRITE: Final = "database.write"
 _SECONDS: Final = 10.0
-_FIRST: Final = 3
-"""The priority of questions: many writes may wait in the inbox."""
+_FIRST: Final = 4
+"""The priority of questions: many writes may wait in the inbox, at the one below."""
 _MOST: Final = 10_000
+_PAGE: Final = 200
 
 app = typer.Typer(no_args_is_help=True, help="Writes to the cloud's tables: what waits, what was refused.")
 
@@ -53,9 +54,23 @@ def status(data: Data = None, json: Json = False) -> None:
 
 
 @app.command()
-def retry(seq: Seq, data: Data = None, json: Json = False) -> None:
-    """Try a parked change again. What has a later write in the cloud stays as it is."""
-    _act("retry", seq, data, json=json)
+def retry(
+    seq: Annotated[str | None, typer.Argument(metavar="SEQ", help="As `sync status` shows it.")] = None,
+    all: Annotated[bool, typer.Option("--all", help="All parked changes, the oldest first.")] = False,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Try a parked change again, or all of them. What has a later write in the cloud stays as it is."""
+    if (seq is None) is not all:
+        raise typer.BadParameter("name one parked change, or say --all")
+    if seq is not None:
+        _act("retry", seq, data, json=json)
+        return
+    count = run(_retry_all(data))
+    if json:
+        say_json({"retried": count})
+    else:
+        say(f"{count} are tried again")
 
 
 @app.command()
@@ -80,6 +95,25 @@ def _act(what: str, seq: str, data: Data, *, json: bool) -> None:
         say_json({"seq": seq, what: True})
     else:
         say(f"{seq} is tried again" if what == "retry" else f"{seq} is dropped")
+
+
+async def _retry_all(data: Data) -> int:
+    from petalbus.daemon.bus.errors import NoSuchDeadLetter
+    from petalbus.schemas.errors import RecordInvalid
+
+    async with client(data) as bus:
+        await _require(bus)
+        count = int((await _ask(bus, "database.retry", {"all": True}))["retried"])
+        entries: list[str] = []
+        while letters := await bus.dead.list(_APP, count=_PAGE, after=entries[-1] if entries else None):
+            entries += [letter.entry for letter in letters]
+        for entry in entries:  # those that were there: what dies again meanwhile is not tried for ever
+            try:
+                await bus.dead.requeue(_APP, entry)
+            except (NoSuchDeadLetter, RecordInvalid):  # settled meanwhile, or no record at all: that stays
+                continue
+            count += 1
+        return count
 
 
 async def _require(bus: Bus) -> None:

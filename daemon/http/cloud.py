@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -31,7 +32,7 @@ class Key(BaseModel):
 
     table_name: Name
     key_name: Annotated[str, Field(min_length=1, max_length=1024, description="the member that is the key")]
-    key_value: Annotated[str, Field(max_length=1024, description="its value")]
+    key_value: Annotated[str, Field(min_length=1, max_length=1024, description="its value")]
 
 
 class SetItem(Key):
@@ -121,16 +122,23 @@ def cloud_router(
 def _answer(told: dict[str, Any]) -> Response:
     if "error" in told:
         status = int(told.get("status", 500))
-        return JSONResponse(told, status if 400 <= status < 600 else 500, _RETRY if status == 503 else None)
+        return JSONResponse(_jsonable(told), status if 400 <= status < 600 else 500, _RETRY if status == 503 else None)
     return JSONResponse(_jsonable(told), 202 if told.get("queued") else 200)
 
 
 def _jsonable(value: Any) -> Any:
-    """What JSON has no words for becomes text; sets become lists."""
+    """What JSON has no words for becomes text, a number that is no number null; sets become lists."""
     if isinstance(value, dict):
-        return {str(name): _jsonable(one) for name, one in value.items()}
+        return {_text(str(name)): _jsonable(one) for name, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_jsonable(one) for one in value]
-    if value is None or isinstance(value, str | int | float | bool):
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, int | float | bool):
         return value
-    return value.hex() if isinstance(value, bytes) else str(value)
+    return value.hex() if isinstance(value, bytes) else _text(str(value))
+
+
+def _text(text: str) -> str:
+    """One that UTF-8 can say: half a character is shown as its number."""
+    return text.encode("utf-8", "backslashreplace").decode()

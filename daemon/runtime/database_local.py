@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from petalbus.handlers.database.errors import NotThere, Refused, TableError
-from petalbus.handlers.database.writes import Operation, Write
+from petalbus.handlers.database.numbers import Drawn
+from petalbus.handlers.database.writes import Operation, Verdict, Write
 
 if TYPE_CHECKING:
     from petalbus.handlers.database.handler import DatabaseHandler
@@ -31,6 +32,8 @@ LOOK_S: Final = 1.0
 LINGER_S: Final = 5.0
 AT_ONCE: Final = 32
 _SHOWN: Final = 100
+_FIRST_REST_S: Final = 0.5
+_MOST_REST_S: Final = 60.0
 _OPERATIONS: Final = {"set": Operation.PUT, "update": Operation.UPDATE, "delete": Operation.DELETE}
 
 log: Final = structlog.get_logger(__name__)
@@ -41,13 +44,14 @@ class LocalQueue:
 
     def __init__(self, file: Path, handler: DatabaseHandler, *, look: float = LOOK_S) -> None:
         self._file = file
-        self._handler = handler
+        self.handler = handler
         self._look = look
         self._proxy: LocalDBProxy | None = None
         self._opening = asyncio.Lock()
         self._using = 0
         self._used = 0.0
         self._carrying: dict[int, asyncio.Task[None]] = {}
+        self._resting: dict[int, float] = {}
         self._news = asyncio.Event()
         self.problem = ""
 
@@ -57,6 +61,7 @@ class LocalQueue:
         try:
             while True:
                 now = await asyncio.to_thread(_state, self._file)
+                self._wake_rested()
                 if now is not None and (now != seen or self._news.is_set()):
                     self._news.clear()
                     seen = now
@@ -77,6 +82,15 @@ class LocalQueue:
             done = await proxy.sync_retry(seq)
         self._news.set()
         return done
+
+    async def retry_all(self) -> int:
+        """Try all parked changes of items again."""
+        if not await asyncio.to_thread(self._file.exists):
+            return 0
+        async with self._opened() as proxy:
+            count = await proxy.sync_retry_items()
+        self._news.set()
+        return count
 
     async def drop(self, seq: int) -> bool:
         """Forget a parked change."""
@@ -127,10 +141,18 @@ class LocalQueue:
         for change in waiting:
             if len(self._carrying) >= AT_ONCE:
                 return
-            if change.seq not in self._carrying:
+            if change.seq not in self._carrying and change.seq not in self._resting:
                 task = asyncio.create_task(self._carry(change), name=f"database.local-{change.seq}")
                 self._carrying[change.seq] = task
                 task.add_done_callback(lambda _done, seq=change.seq: self._ended(seq))  # type: ignore[misc]  # bound at once
+
+    def _wake_rested(self) -> None:
+        now = time.monotonic()
+        over = [seq for seq, until in self._resting.items() if until <= now]
+        for seq in over:
+            del self._resting[seq]
+        if over:
+            self._news.set()
 
     def _ended(self, seq: int) -> None:
         self._carrying.pop(seq, None)
@@ -146,26 +168,42 @@ class LocalQueue:
         return found
 
     async def _carry(self, change: Change) -> None:
-        async def tell(_reason: str) -> None:
-            """It stays in the file; the status says what it waits for."""
-
-        refused = ""
+        """Once: what the cloud cannot serve now rests, and leaves its place to others."""
+        handler = self.handler
+        serves_others = handler.link.successes > 0
+        problem, park = "", False
         try:
-            await self._handler.carry(lambda machine: _write(change, machine), tell)
+            number = _Number(self, change)
+            done = await handler.carry(lambda machine: _write(change, machine), _silent, number, _at_once)
+            if done.verdict is Verdict.SUPERSEDED:
+                log.warning("a change of the local database came too late: the item has a later one", change=change.key)
         except NotThere:  # to be deleted, and not there
             pass
         except TableError as error:
-            log.warning("a change of the local database is refused", change=change.key, error=str(error))
-            refused = str(error)
+            problem, park = str(error), not error.passes
+            if error.passes and serves_others and change.attempts + 1 >= handler.options.most_tries:
+                problem, park = f"given up after {change.attempts + 1} tries, while others were done: {error}", True
+        except Exception as error:  # noqa: BLE001  # a fault of ours: neither this change nor the others may be lost by it
+            problem = f"{type(error).__name__}: {error}"
+        if problem:
+            log.warning("a change of the local database is not carried", change=change.key, parked=park, error=problem)
         try:
             async with self._opened() as proxy:
-                if refused:
-                    await proxy.sync_fail(change.seq, refused, park=True)
+                if problem:
+                    await proxy.sync_fail(change.seq, problem, park=park)
                 else:
                     await proxy.sync_acknowledge(change.seq)
         except RuntimeError as error:  # the file is in trouble: the change stays, and is carried again
             log.warning("a carried change stays in the local database", change=change.key, error=str(error))
             await asyncio.sleep(self._look)
+        if problem and not park:
+            rest = min(_MOST_REST_S, _FIRST_REST_S * 2.0 ** min(change.attempts, 20))
+            self._resting[change.seq] = time.monotonic() + rest
+
+    async def remember(self, seq: int, number: int) -> None:
+        """Write down a change's number. Raises DatabaseError, ProxyNotReady: then nothing may be written under it."""
+        async with self._opened() as proxy:
+            await proxy.sync_number(seq, number)
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[LocalDBProxy]:
@@ -189,6 +227,39 @@ class LocalQueue:
             proxy, self._proxy = self._proxy, None
             if proxy is not None:
                 await proxy.stop()
+
+
+class _Number:
+    """The number of a change: drawn when it is first carried, and kept in its row. See ``numbers.Source``."""
+
+    def __init__(self, queue: LocalQueue, change: Change) -> None:
+        self._queue = queue
+        self._change = change
+        self._numbers = queue.handler.numbers
+
+    async def draw(self) -> Drawn:
+        """See Source."""
+        if self._change.number:
+            return Drawn(self._change.number, fresh=False)
+        drawn = await self._numbers.draw("", self._change.made)
+        await self._queue.remember(self._change.seq, drawn.number)
+        return drawn
+
+    async def again(self, stored: int, *, lost: bool) -> int | None:
+        """See Source."""
+        number = await self._numbers.recover("", stored, lost=lost)
+        if number is not None:
+            await self._queue.remember(self._change.seq, number)
+        return number
+
+
+async def _silent(_reason: str) -> None:
+    """It stays in the file; the status says what it waits for."""
+
+
+async def _at_once(error: TableError) -> TableError:
+    """Give it up for now."""
+    return error
 
 
 def _write(change: Change, machine: str) -> Write:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from petalbus.handlers.database.errors import Refused
 from petalbus.handlers.database.values import members, to_attribute
-from petalbus.handlers.database.writes import BY, OWNER, SEQ, Operation, Policy, Write
+from petalbus.handlers.database.writes import BY, OWNER, SEQ, Operation, Policy, Write, watched
 
 _MOST_FILTERS: Final = 50
+_LONGEST: Final = 4096
+"""Bytes of an expression, as the table takes it."""
+
+_MOST_CONDITIONS: Final = 60
+"""It takes 300 operators in one expression, and a condition on a member is up to four."""
 
 
 class Words:
@@ -44,22 +50,48 @@ class Words:
         return told
 
 
-def put(write: Write, policy: Policy | None) -> dict[str, Any]:
-    """PutItem's arguments."""
-    words = Words()
-    item = members({**_plain(write, policy), write.key: write.value})
-    return {"Item": item, **words.arguments(ConditionExpression=_condition(words, write, policy))}
+Request = tuple[str, dict[str, Any]]
+"""The name of a call, and its arguments."""
 
 
-def update(write: Write, policy: Policy | None) -> dict[str, Any]:
-    """UpdateItem's arguments; deleting is an update, too."""
+def asked(write: Write, policy: Policy | None) -> Request | None:
+    """The write with all its conditions in one call. None: they are too long, see ``guarded``. Raises Refused."""
     words = Words()
-    changes = {name: value for name, value in _plain(write, policy).items() if name != write.key}
+    plain = _plain(write, policy)
+    if write.operation is Operation.PUT:
+        item = members({**plain, write.key: write.value})
+        expressions = words.arguments(ConditionExpression=_condition(words, write, policy))
+        return ("put_item", {"Item": item, **expressions}) if _fits(write, expressions) else None
+    changes = {name: value for name, value in plain.items() if name != write.key}
     told = ", ".join(f"{words.name(name)} = {words.value(value)}" for name, value in changes.items())
-    condition = _condition(words, write, policy)
+    expressions = words.arguments(UpdateExpression=f"SET {told}", ConditionExpression=_condition(words, write, policy))
     key = {write.key: to_attribute(write.value)}
-    expressions = words.arguments(UpdateExpression=f"SET {told}", ConditionExpression=condition)
-    return {"Key": key, "ReturnValues": "ALL_NEW", **expressions}
+    request = {"Key": key, "ReturnValues": "ALL_NEW", **expressions}
+    return ("update_item", request) if _fits(write, expressions) else None
+
+
+def guarded(write: Write, policy: Policy | None, stored: Mapping[str, Any]) -> Request:
+    """The write, under the condition that what ``judge`` has seen is still so. ``stored``: attribute values; or empty.
+
+    Said in the table's older words, which are no expressions, so that nothing of it can be too long. An update changes
+    its own members only, here too.
+    """
+    expected: dict[str, Any] = {}
+    for name in watched(write):
+        if name in stored:
+            expected[name] = {"ComparisonOperator": "EQ", "AttributeValueList": [stored[name]]}
+        else:
+            expected[name] = {"Exists": False}
+    plain = _plain(write, policy)
+    if write.operation is Operation.PUT:
+        return "put_item", {"Item": members({**plain, write.key: write.value}), "Expected": expected}
+    changes = {name: value for name, value in plain.items() if name != write.key}
+    return "update_item", {
+        "Key": {write.key: to_attribute(write.value)},
+        "AttributeUpdates": {name: {"Action": "PUT", "Value": value} for name, value in members(changes).items()},
+        "Expected": expected,
+        "ReturnValues": "ALL_NEW",
+    }
 
 
 def scan(machine: str, filters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -74,8 +106,10 @@ def scan(machine: str, filters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ]
     for one in filters:
         name, value = words.name(str(one["filter_key_name"])), one["filter_key_value"]
-        wanted = [words.value(meant) for meant in _meant(value)]
-        parts.append(f"{name} IN ({', '.join(wanted)})")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise Refused(f"no item's {one['filter_key_name']} equals {value}: it is no number")
+        wanted = [f"{name} = {words.value(meant)}" for meant in _meant(value)]
+        parts.append(f"({' OR '.join(wanted)})")
     return words.arguments(FilterExpression=" AND ".join(parts))
 
 
@@ -89,29 +123,38 @@ def _condition(words: Words, write: Write, policy: Policy | None) -> str:
     parts = []
     if not write.is_own_instance:
         owner = words.name(OWNER)
-        parts.append(f"(attribute_not_exists({owner}) OR {owner} = {words.value(write.machine)})")
+        ours = " OR ".join(f"{owner} = {words.value(one)}" for one in (write.machine, "", None))
+        parts.append(f"(attribute_not_exists({owner}) OR {ours})")
     if policy is not None:
         parts.append(_by_number(words, write, policy))
     if write.condition is not None or write.operation is Operation.DELETE:
         parts.append(f"attribute_exists({words.name(write.key)})")
     for name, value in (write.condition or {}).items():
-        member, wanted = words.name(name), words.value(value)
-        equal = f"{member} = {wanted}"
-        parts.append(equal if value is not None else f"(attribute_not_exists({member}) OR {equal})")
-    if write.operation is Operation.DELETE:
+        member, attribute = words.name(name), words.value(value)
+        equal = f"{member} = {attribute}"
+        is_null = words.values[attribute] == {"NULL": True}
+        parts.append(f"(attribute_not_exists({member}) OR {equal})" if is_null else equal)
+    if write.needs_life:
         deleted = words.name("deleted")
         parts.append(f"(attribute_not_exists({deleted}) OR {deleted} <> {words.value(True)})")  # noqa: FBT003  # a value
     return " AND ".join(parts)
 
 
 def _by_number(words: Words, write: Write, policy: Policy) -> str:
-    number, seq = words.name(SEQ), words.value(write.seq)
+    number = words.name(SEQ)
+    kind, seq = words.value("N"), words.value(write.seq)
+    lower = f"attribute_not_exists({number}) OR NOT attribute_type({number}, {kind}) OR {number} < {seq}"
     if policy is Policy.LAST_WRITER:
-        return f"(attribute_not_exists({number}) OR {number} < {seq})"
+        return f"({lower})"
     by, mine = words.name(BY), words.value(write.machine)
     if write.condition is None:
-        return f"(attribute_not_exists({words.name(write.key)}) OR ({by} = {mine} AND {number} < {seq}))"
-    return f"(attribute_not_exists({by}) OR {by} <> {mine} OR {number} < {seq})"
+        return f"(attribute_not_exists({words.name(write.key)}) OR ({by} = {mine} AND ({lower})))"
+    return f"(attribute_not_exists({by}) OR {by} <> {mine} OR {lower})"
+
+
+def _fits(write: Write, expressions: Mapping[str, Any]) -> bool:
+    longest = max((len(one) for one in expressions.values() if isinstance(one, str)), default=0)
+    return longest <= _LONGEST and len(write.condition or ()) <= _MOST_CONDITIONS
 
 
 def _meant(value: Any) -> list[Any]:
@@ -120,6 +163,7 @@ def _meant(value: Any) -> list[Any]:
         return [value]
     try:
         other = json.loads(value)
-    except ValueError:
+        is_other = isinstance(other, bool | int | float) and to_attribute(other) != {"NULL": True}
+    except (ValueError, RecursionError, Refused):  # a number that no item can have
         return [value]
-    return [value, other] if isinstance(other, bool | int | float) else [value]
+    return [value, other] if is_other else [value]

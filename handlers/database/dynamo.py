@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from importlib import import_module
 from typing import Any, Final, Protocol
 
 from petalbus.handlers.database import conditions
 from petalbus.handlers.database.dynamo_errors import Changed, Expired, translated
-from petalbus.handlers.database.errors import Failing, NotThere, Refused, TableError
+from petalbus.handlers.database.errors import Away, Conflict, Failing, Forbidden, NotThere, Refused, TableError
 from petalbus.handlers.database.tables import MAX_ANSWER_BYTES, MAX_ROWS, Done, Tables
-from petalbus.handlers.database.values import from_members, members, to_attribute
+from petalbus.handlers.database.urls import shown_url
+from petalbus.handlers.database.values import from_members, to_attribute
 from petalbus.handlers.database.writes import (
-    OWNER,
+    BY,
+    SEQ,
     Item,
     Operation,
     Policy,
@@ -27,9 +29,8 @@ from petalbus.handlers.database.writes import (
     shown,
 )
 
-BATCH: Final = 25
 CONNECT_SECONDS: Final = 5.0
-_BATCH_ATTEMPTS: Final = 8
+_ATTEMPTS: Final = 8
 _FIRST_WAIT: Final = 0.05
 _LOOKS: Final = 4
 _CONNECTIONS: Final = 8
@@ -79,11 +80,11 @@ class DynamoTables(Tables):
     @property
     def where(self) -> str:
         """The endpoint, or AWS's region."""
-        return self.endpoint or f"DynamoDB in {self.region}"
+        return shown_url(self.endpoint) if self.endpoint else f"DynamoDB in {self.region}"
 
     async def get(self, machine: str, table: str, key: str, value: str) -> Item:
         """One item, as it is at this moment."""
-        item = await self._fetch(table, key, value)
+        item = from_members(await self._read(table, key, value))
         if not is_ours(item, machine, table, value):
             raise NotThere(missing(table, key, value))
         return shown(item)
@@ -107,29 +108,53 @@ class DynamoTables(Tables):
             more = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
 
     async def write(self, write: Write, policy: Policy | None) -> Done:
-        """Written under a condition; where that does not hold, what is stored says why."""
+        """Written under a condition; where that does not hold, what is stored says why.
+
+        Where what is stored says that it may be written nevertheless, or the conditions are too long to be said, it is
+        written if that is still so: what ``judge`` says counts, whatever the table understands by our conditions.
+        """
+        request = conditions.asked(write, policy)
+        seen: Item | None = None
         for _ in range(_LOOKS):
-            try:
-                return Done(await self._write(write, policy))
-            except Changed:
-                stored = await self._fetch(write.table, write.key, write.value)
-                verdict = judge(stored, write, policy)
+            if request is not None:
+                with suppress(Changed):
+                    return Done(await self._send(write, *request))
+            found = await self._read(write.table, write.key, write.value)
+            if found == seen:
+                raise Conflict(f"{write}: the cloud does not take it, and does not say why")
+            stored = from_members(found)
+            verdict = judge(stored, write, policy)
             if verdict is not Verdict.APPLY:
-                return Done(shown(stored), verdict)
+                return Done(shown(stored), verdict, stored.get(SEQ), stored.get(BY))
+            seen, request = found, conditions.guarded(write, policy, found)
         raise Failing(f"{write}: others write it again and again")
 
     async def write_many(
         self, machine: str, table: str, key: str, items: Iterable[Mapping[str, Any]]
     ) -> dict[str, str]:
-        """25 at a time; what the cloud has not processed is sent again after a pause."""
+        """Each by itself, some at a time: a table knows no conditions for several at once. See ``Tables``."""
+        waiting = {str(item[key]): item for item in items}  # of two with one key the later counts
         failed: dict[str, str] = {}
-        waiting = {str(item[key]): {**item, OWNER: machine} for item in items}  # of two with one key the later counts
-        entries = list(waiting.items())
-        for at in range(0, len(entries), BATCH):
-            try:
-                failed |= await self._write_batch(table, key, dict(entries[at : at + BATCH]))
-            except TableError as error:
-                failed |= dict.fromkeys(dict(entries[at : at + BATCH]), str(error))
+        entries = iter(waiting.items())
+        away: list[str] = []
+
+        async def some() -> None:
+            for value, item in entries:
+                data = {name: one for name, one in item.items() if name != key}
+                one = Write(machine=machine, table=table, key=key, value=value, operation=Operation.PUT, data=data)
+                try:
+                    if away:  # it would be so for all that are left
+                        failed[value] = away[0]
+                    else:
+                        await self._write_patiently(one)
+                except TableError as error:
+                    failed[value] = str(error)
+                    if error.away:
+                        away.append(str(error))
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_CONNECTIONS):
+                group.create_task(some())
         return failed
 
     async def close(self) -> None:
@@ -137,30 +162,27 @@ class DynamoTables(Tables):
         self._client = None
         await self._stack.aclose()
 
-    async def _write(self, write: Write, policy: Policy | None) -> Item:
-        if write.operation is Operation.PUT:
-            told = conditions.put(write, policy)
-            await self._call("put_item", write.table, **told)
-            return shown(from_members(told["Item"]))
-        answer = await self._call("update_item", write.table, **conditions.update(write, policy))
-        return shown(from_members(answer.get("Attributes", {})))
-
-    async def _write_batch(self, table: str, key: str, items: dict[str, Item]) -> dict[str, str]:
-        name = self._name(table)
-        requests = [{"PutRequest": {"Item": members(item)}} for item in items.values()]
-        for attempt in range(_BATCH_ATTEMPTS):
-            if attempt:
+    async def _write_patiently(self, write: Write) -> None:
+        """Without a policy. What the cloud cannot do just now it is asked for again after a pause."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                await self.write(write, None)
+            except Failing as error:
+                if attempt == _ATTEMPTS - 1 or isinstance(error, Forbidden):
+                    raise
                 await asyncio.sleep(_FIRST_WAIT * 2.0**attempt)
-            answer = await self._call("batch_write_item", None, RequestItems={name: requests})
-            requests = answer.get("UnprocessedItems", {}).get(name, [])
-            if not requests:
-                return {}
-        left = (from_members(one["PutRequest"]["Item"])[key] for one in requests)
-        return dict.fromkeys(map(str, left), f"the cloud has not processed it in {_BATCH_ATTEMPTS} attempts")
+            else:
+                return
 
-    async def _fetch(self, table: str, key: str, value: str) -> Item:
+    async def _send(self, write: Write, name: str, arguments: dict[str, Any]) -> Item:
+        answer = await self._call(name, write.table, **arguments)
+        return shown(from_members(arguments["Item"] if "Item" in arguments else answer.get("Attributes", {})))
+
+    async def _read(self, table: str, key: str, value: str) -> Item:
+        """An item's attribute values; none at all where there is no such item."""
         wanted = {"Key": {key: to_attribute(value)}, "ConsistentRead": True}
-        return from_members((await self._call("get_item", table, **wanted)).get("Item", {}))
+        found: Item = (await self._call("get_item", table, **wanted)).get("Item", {})
+        return found
 
     def _name(self, table: str) -> str:
         name = f"{self.prefix}{table}"
@@ -168,11 +190,10 @@ class DynamoTables(Tables):
             raise Refused(f"{name!r} cannot be the name of a table: 3 to 255 of A-Z a-z 0-9 _ . -")
         return name
 
-    async def _call(self, name: str, table: str | None, **arguments: Any) -> dict[str, Any]:
+    async def _call(self, name: str, table: str, **arguments: Any) -> dict[str, Any]:
         """One request. Credentials that have run out are fetched anew once, and it is sent again: it did nothing."""
-        if table is not None:
-            arguments["TableName"] = self._name(table)
-        what = name if table is None else f"{name} in {table!r}"
+        arguments["TableName"] = self._name(table)
+        what = f"{name} in {table!r}"
         try:
             client = await self._connected()
             assert self._credentials is not None
@@ -205,7 +226,10 @@ class DynamoTables(Tables):
                 made = session.create_client(
                     "dynamodb", region_name=self.region, endpoint_url=self.endpoint, config=config
                 )
-                self._client = await self._stack.enter_async_context(made)
+                try:
+                    self._client = await self._stack.enter_async_context(made)
+                except ValueError:  # without the cause: it may show the URL
+                    raise Away(f"cloud_endpoint is no URL that can be used: {self.where}") from None
             return self._client
 
     def _prepared(self) -> tuple[Signing, Any]:

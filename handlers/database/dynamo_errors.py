@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from petalbus.handlers.database.errors import Away, Failing, NotThere, Refused, TableError
+from petalbus.handlers.database.errors import Away, Failing, Forbidden, NotThere, Refused, TableError
 from petalbus.handlers.database.tokens import NoToken
 
 _EXPIRED: Final = (
@@ -28,6 +28,10 @@ _BUSY: Final = (
     "TransactionConflictException",
     "ItemCollectionSizeLimitExceededException",
 )
+_FORBIDDEN: Final = ("AccessDeniedException", "AccessDenied")
+"""Said of one table or one call, by who takes our credentials."""
+
+_IN_ITS_PLACE: Final = (0, 401, 403, 404, 407)
 _CHANGED: Final = "ConditionalCheckFailedException"
 
 
@@ -78,6 +82,10 @@ def _in_our_words(answer: Mapping[str, Any], call: str, *, last: bool) -> TableE
         return kind(f"the cloud does not take the credentials that the session token service gives out ({code})")
     if code in _BUSY or status >= 500 or status in (408, 429):
         return Failing(f"{call}: the cloud answered {code or status}: {message}")
-    if not code or (code.isdigit() and 300 <= status < 400):
-        return Away(f"{call}: what answered ({status}) is no cloud")
+    if code in _FORBIDDEN:
+        return Forbidden(f"{call}: the cloud answered {code}: {message}")
+    if not code or code.isdigit():  # no word of its own: something else has answered in its place
+        if 300 <= status < 400 or status in _IN_ITS_PLACE:
+            return Away(f"{call}: what answered ({status}) is no cloud")
+        return Failing(f"{call}: what answered ({status}) is no cloud, and perhaps only for this call")
     return Refused(f"{call}: the cloud answered {code}: {message}", status if 400 <= status < 500 else 400)

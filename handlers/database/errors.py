@@ -4,8 +4,10 @@ TableError
 ├── Refused       400  it can never be written or read as it stands (or the cloud says so: then the cloud's own number)
 ├── Denied        403  the item belongs to another machine
 ├── NotThere      404  no such item, or it was deleted
+├── Deleted       404  an update of an item that was deleted: what it says would be lost
 ├── Conflict      409  somebody else has written the item, or the write's condition does not hold
 ├── Failing       503  the cloud is there, and cannot do this now
+│   └── Forbidden 403  the cloud takes who we are, and does not allow this: somebody may yet allow it
 └── Away          503  the cloud, or the service that gives out tokens for it, cannot be used
 """
 
@@ -46,6 +48,13 @@ class NotThere(TableError):
     status = 404
 
 
+class Deleted(TableError):
+    """The item to be changed was deleted. Not NotThere: of a deletion nothing is lost, of an update its members are."""
+
+    code = "no_item"
+    status = 404
+
+
 class Conflict(TableError):
     """What the cloud has is not what the write expects."""
 
@@ -59,6 +68,13 @@ class Failing(TableError):
     code = "cloud_failing"
     status = 503
     passes = True
+
+
+class Forbidden(Failing):
+    """Not allowed for this table or item, though the cloud takes our token. No dead letter before it has waited."""
+
+    code = "cloud_forbidden"
+    status = 403
 
 
 class Away(TableError):

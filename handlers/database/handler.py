@@ -1,7 +1,7 @@
 """The database handler of the daemon: writes to the cloud's tables wait on the bus until they are done.
 
 inbox of the app database -> one write of an item at a time -> link (tries when it is time) -> tables -> result
-                                                                                                   -> dead letter
+local database's queue    ->                                                                          -> dead letter
 """
 
 from __future__ import annotations
@@ -17,8 +17,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 from petalbus.daemon.bus.errors import BusError, HandlerError
 from petalbus.daemon.bus.handlers import Context
 from petalbus.handlers.database import words
-from petalbus.handlers.database.errors import Away, NotThere, TableError
-from petalbus.handlers.database.link import FIRST_WAIT_S, MOST_WAIT_S, Link, Tell
+from petalbus.handlers.database.attempts import Attempts, Turns
+from petalbus.handlers.database.ended import Ended
+from petalbus.handlers.database.errors import NotThere, Refused, TableError
+from petalbus.handlers.database.link import FIRST_WAIT_S, MOST_WAIT_S, GiveUp, Link, Tell
+from petalbus.handlers.database.numbers import Numbers, RecordNumber, Source
+from petalbus.handlers.database.older import Older
 from petalbus.handlers.database.tables import Done
 from petalbus.handlers.database.values import is_plain
 from petalbus.handlers.database.writes import Policy, Verdict, Write
@@ -32,6 +36,15 @@ HELD: Final = 256
 """Writes in our hands, each of another item. More wait in the inbox."""
 
 AT_ONCE: Final = 8
+MOST_TRIES: Final = 1500
+"""Answers 5xx to one write, one a minute at last, after which it is given up if others are done meanwhile: a day."""
+
+_CROWD: Final = HELD * 3 // 4
+"""So many such at a time leave too little room for the others: then each is given up after ..."""
+
+_PART: Final = 25
+"""... this part of the tries: an hour."""
+
 _MANY_ATTEMPTS: Final = 1_000_000
 _GRACE_S: Final = 0.2
 
@@ -40,12 +53,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseOptions:
-    """``policy``: of all tables but those in ``other``. ``first_wait``, ``most_wait``: seconds between two attempts."""
+    """``policy``: of all tables but those in ``other``. ``first_wait``, ``most_wait``: seconds between two attempts.
+
+    ``most_tries``: see MOST_TRIES.
+    """
 
     policy: Policy = Policy.LAST_WRITER
     other: Mapping[str, Policy] = field(default_factory=dict)
     first_wait: float = FIRST_WAIT_S
     most_wait: float = MOST_WAIT_S
+    most_tries: int = MOST_TRIES
 
     def policy_of(self, table: str) -> Policy:
         """What is done about items of a table that others have written."""
@@ -57,6 +74,9 @@ class Parked(Protocol):
 
     async def retry(self, seq: int) -> bool:
         """Try one again."""
+
+    async def retry_all(self) -> int:
+        """Try all again; how many."""
 
     async def drop(self, seq: int) -> bool:
         """Forget one."""
@@ -83,6 +103,11 @@ class DatabaseHandler:
         self.tables = tables
         self.link = Link(at_once=AT_ONCE, first_wait=options.first_wait, most_wait=options.most_wait)
         self.local: Parked | None = None
+        self.numbers = Numbers(bus)
+        self._ended = Ended(bus)
+        self._older = Older()
+        self._turns = Turns()
+        self._failing = 0
         self._bus = bus
         self._machine = machine
         self._held = 0
@@ -113,9 +138,11 @@ class DatabaseHandler:
     async def _listen(self) -> None:
         bus = self._bus
         await bus.start()
+        await self.numbers.start()
         # What a predecessor left comes in several pieces, the older ones not always first: none starts before all are
         # there, else writes of one item could be done in another order.
         await bus.listen()
+        await self._older.look(bus)
         bus.on(
             words.WRITE,
             redelivery="rerun",
@@ -123,24 +150,22 @@ class DatabaseHandler:
             max_attempts=_MANY_ATTEMPTS,  # that the machine was switched off is no reason to give a write up
         )(self._take)
         self.link.changed.set()
-        telling = asyncio.create_task(self._tell_state(), name="database.state")
-        self._stack.push_async_callback(_ended, telling)
+        for name, work in (("state", self._tell_state()), ("ended", self._ended.run())):
+            self._stack.push_async_callback(_cancelled, asyncio.create_task(work, name=f"database.{name}"))
 
-    async def carry(self, make: Callable[[str], Write], tell: Tell) -> Done:
-        """Do a write, whenever that is possible. ``make``: the write of this machine. Raises TableError."""
+    async def carry(self, make: Callable[[str], Write], tell: Tell, source: Source, give_up: GiveUp) -> Done:
+        """Do a write, whenever that is possible, and after those of its item that came before.
 
-        async def call() -> Done:
-            machine = self._machine()
-            if not machine:
-                raise Away("the machine id is not known: set machine_id")
-            write = make(machine)
-            return await self.tables.write(write, self.options.policy_of(write.table))
-
+        ``make``: the write of a machine; ``source``: of its number. Raises TableError.
+        """
         self._held += 1
         try:
-            done = await self.link.run(call, tell)
-        except TableError:
-            self._counts["refused"] += 1
+            policy = self.options.policy_of
+            attempt = Attempts(self.tables, make, source, machine=self._machine, policy=policy)
+            async with self._turns.of(attempt.looked_at()):
+                done = await self.link.run(attempt, tell, give_up)
+        except TableError as error:
+            self._counts["refused"] += not error.passes
             raise
         finally:
             self._held -= 1
@@ -159,7 +184,6 @@ class DatabaseHandler:
         }
 
     async def _take(self, record: Record, context: Context) -> dict[str, Any]:
-        number = record_number(record)
         told: set[str] = set()
 
         async def tell(reason: str) -> None:
@@ -168,21 +192,35 @@ class DatabaseHandler:
                 told.add(reason)
                 await context.progress({"state": "waiting", "error": reason})
 
+        self._older.started(record)
+        for older in self._older.before(record):
+            try:
+                await self._done(older, tell)
+            except TableError as error:  # it says so itself, when it has its turn
+                log.info("write %s, which was stored before %s, is refused: %s", older.id, record.id, error)
         try:
-            done = await self.carry(lambda machine: Write.of(record.data, machine=machine, seq=number), tell)
+            done = await self._done(record, tell)
         except NotThere as error:  # nothing was lost: there was nothing to delete
+            self._ended.note(record.id, dead=False)
             raise HandlerError(str(error), error_code="NO_ITEM", data={"status": error.status}) from None
         except TableError as error:
+            self._ended.note(record.id, dead=True)
             log.warning("write %s of %s is refused: %s", record.id, record.source, error)
             data = {"status": error.status}
             raise HandlerError(str(error), error_code=error.code.upper(), dead=True, data=data) from None
-        except Exception as error:  # a fault of ours: the record must get its end, and nobody gains by repeating it
-            log.exception("write %s of %s", record.id, record.source)
-            raise HandlerError(f"{type(error).__name__}: {error}", dead=True, data={"status": 500}) from error
+        self._ended.note(record.id, dead=False)
         if done.verdict is Verdict.SUPERSEDED:
             log.info("write %s of %s came too late: the item has a later one", record.id, record.source)
         extra = {} if done.verdict is Verdict.APPLY else {done.verdict.value: True}
         return {"success": True, "data": plain_answer(done.answer), **extra}
+
+    async def _done(self, record: Record, tell: Tell) -> Done:
+        number, patience = record_number(record), _Patience(self, record.id)
+        source = RecordNumber(self.numbers, record.id, number, _own_number(record))
+        with patience:
+            return await self.carry(
+                lambda machine: Write.of(record.data, machine=machine, seq=number), tell, source, patience.over
+            )
 
     async def _tell_state(self) -> None:
         """Whether the cloud is away, where senders see it."""
@@ -211,20 +249,65 @@ class DatabaseHandler:
         return await self._act(record, "drop")
 
     async def _act(self, record: Record, what: str) -> dict[str, Any]:
-        seq = record.data.get("seq") if isinstance(record.data, dict) else None
+        told = record.data if isinstance(record.data, dict) else {}
+        if what == "retry" and told.get("all") is True:
+            return {"retried": await self.local.retry_all() if self.local is not None else 0}
+        seq = told.get("seq")
         act: Callable[[int], Awaitable[bool]] | None = getattr(self.local, what, None)
         if not isinstance(seq, int) or act is None or not await act(seq):
             raise HandlerError(f"there is no parked change {seq!r}", error_code="NO_SUCH_CHANGE")
         return {"seq": seq, what: True}
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
+class _Patience:
+    """How long one record's write is tried that the cloud cannot serve, while it serves others. The tries outlast us.
+
+    When it serves none at all, they all wait for it.
+    """
+
+    def __init__(self, handler: DatabaseHandler, record: str) -> None:
+        self._handler = handler
+        self._record = record
+        self._since: int | None = None
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, *exc: object) -> None:
+        if self._since is not None:
+            self._handler._failing -= 1
+
+    async def over(self, error: TableError) -> TableError | None:
+        """Count a try. The end of it, if it was the last one."""
+        handler = self._handler
+        if self._since is None:
+            self._since = handler.link.successes
+            handler._failing += 1
+        tries, most = await handler.numbers.tried(self._record), handler.options.most_tries
+        is_crowded = handler._failing >= _CROWD
+        serves_others = handler.link.successes > self._since
+        if tries < most and not (is_crowded and serves_others and tries >= most // _PART):
+            return None
+        if not serves_others and not is_crowded:
+            return None
+        end = Refused(f"given up after {tries} tries, while others were done: {error}", error.status)
+        end.code = "given_up"
+        return end
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
+def _own_number(record: Record) -> int | None:
+    """The number that a record brings along; ``Write.of`` refuses what is none."""
+    seq = record.data.get("seq") if isinstance(record.data, dict) else None
+    return seq if isinstance(seq, int) else None
+
+
 def record_number(record: Record) -> int:
-    """The number of a write that bears none: when it was stored."""
+    """The lowest number that a record may get: the microseconds at which it was stored."""
     milliseconds, _, count = (record.stream_id or "1-0").partition("-")
     return int(milliseconds) * 1000 + min(999, int(count or 0))
 

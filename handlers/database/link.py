@@ -20,6 +20,9 @@ _SPREAD: Final = 0.2
 Tell = Callable[[str], Awaitable[object]]
 """Called with the reason when a call has to wait."""
 
+GiveUp = Callable[[TableError], Awaitable[TableError | None]]
+"""Called when the cloud was there and could not do it: what it answers is raised, None tries again."""
+
 
 class Link:
     """``at_once``: calls under way at a time. ``first_wait``, ``most_wait``: seconds between two attempts."""
@@ -32,6 +35,8 @@ class Link:
         self.last_success_at: float | None = None
         """Wall-clock seconds, as ``last_error_at``."""
 
+        self.successes = 0
+
         self._first = first_wait
         self._most = most_wait
         self._wait = first_wait
@@ -42,8 +47,8 @@ class Link:
         self.changed = asyncio.Event()
         """Set when it goes down or comes up, or is down for another reason."""
 
-    async def run(self, call: Callable[[], Awaitable[T]], tell: Tell) -> T:
-        """Call until there is an answer. Raises TableError that waiting does not help against."""
+    async def run(self, call: Callable[[], Awaitable[T]], tell: Tell, give_up: GiveUp) -> T:
+        """Call until there is an answer. Raises TableError that waiting does not help against, or that is given up."""
         own = self._first
         while True:
             if self.is_down():
@@ -62,6 +67,8 @@ class Link:
                 return answer
             if done:
                 raise answer
+            if not answer.away and (end := await give_up(answer)) is not None:
+                raise end
             await tell(str(answer))
             if not answer.away:
                 await asyncio.sleep(own * random.uniform(1 - _SPREAD, 1 + _SPREAD))  # noqa: S311  # not to meet others
@@ -95,6 +102,7 @@ class Link:
             self._failed(error, probing=probing)
             return not error.passes, error
         self._up()
+        self.successes += 1
         self.last_success_at = time.time()
         return True, answer
 

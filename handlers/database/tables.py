@@ -15,10 +15,15 @@ MAX_ANSWER_BYTES: Final = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What came of a write. ``answer``: the cloud's, or the item."""
+    """What came of a write. ``answer``: the cloud's, or the item.
+
+    Where it was not applied: ``stored_seq`` and ``stored_by``, the number and the writer that the item has.
+    """
 
     answer: Any
     verdict: Verdict = Verdict.APPLY
+    stored_seq: Any = None
+    stored_by: Any = None
 
 
 class Tables(ABC):

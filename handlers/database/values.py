@@ -1,7 +1,7 @@
-"""Values as DynamoDB has them: ``{"N": "1.5"}``. What goes there comes back as it was, with three exceptions.
+"""Values as DynamoDB has them: ``{"N": "1.5"}``. What goes there comes back as it was, with four exceptions.
 
-A tuple becomes a list, a date its ISO text, and a number that is no number (NaN, infinite) null. Numbers come back as
-int, as float where that says the same, and as Decimal where it would not.
+A tuple becomes a list, a date its ISO text, a number that is no number (NaN, infinite) null, and a float nearer to 0
+than 1e-130 becomes 0. Numbers come back as int, as float where that says the same, and as Decimal where it would not.
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ from typing import Any, Final
 from petalbus.handlers.database.errors import Refused
 
 MAX_DEPTH: Final = 32
-_MOST_WHOLE: Final = 10**38
+_DIGITS: Final = 38
+_MOST_WHOLE: Final = 10**_DIGITS
 """A table's numbers have 38 digits."""
+
+_MOST_EXPONENT: Final = 125
+_LEAST_EXPONENT: Final = -130
 _SETS: Final = {"SS": "S", "NS": "N", "BS": "B"}
 
 
@@ -129,6 +133,32 @@ def _coded(attribute: Mapping[str, Any], *, encode: bool) -> dict[str, Any]:
     return {kind: told}
 
 
+def same(one: Any, other: Any) -> bool:
+    """Whether a table takes two values for the same: 1 is 1.0, but not true, and the empty text is not null."""
+    return bool(_comparable(one) == _comparable(other))
+
+
+def _comparable(value: Any) -> tuple[str, Any]:
+    made: tuple[str, Any] = type(value).__name__, value
+    if isinstance(value, float) and math.isfinite(value):
+        exact = Decimal(_digits(value))
+        made = "N", exact if exact.adjusted() >= _LEAST_EXPONENT else 0
+    elif isinstance(value, Decimal) and value.is_finite():
+        made = "N", value
+    elif isinstance(value, int) and not isinstance(value, bool):
+        made = "N", value  # no text is made of it: of a very long one Python makes none
+    elif isinstance(value, Mapping):
+        made = "M", {str(name): _comparable(one) for name, one in value.items()}
+    elif isinstance(value, list | tuple):
+        made = "L", [_comparable(one) for one in value]
+    elif isinstance(value, set | frozenset):
+        made = "set", frozenset(map(_comparable, value))
+    elif (plain := _plain(value)) is not None:
+        ((kind, told),) = plain.items()
+        made = kind, told
+    return made
+
+
 def _set(value: set[Any] | frozenset[Any]) -> dict[str, Any]:
     if not value:
         raise Refused("a table has no empty sets: leave the member out, or write a list")
@@ -137,7 +167,9 @@ def _set(value: set[Any] | frozenset[Any]) -> dict[str, Any]:
     if len(kinds) != 1 or not kinds <= set(_SETS.values()):
         raise Refused("a set must hold texts, or numbers, or bytes")
     (kind,) = kinds
-    return {f"{kind}S": sorted((one[kind] for one in made), key=repr)}
+    # 0.1 and Decimal("0.10") are two in Python, and one in a table
+    told = {Decimal(one[kind]) if kind == "N" else one[kind]: one[kind] for one in made}
+    return {f"{kind}S": sorted(told.values(), key=repr)}
 
 
 def _is_finite(value: float | Decimal) -> bool:
@@ -145,9 +177,27 @@ def _is_finite(value: float | Decimal) -> bool:
 
 
 def _number(value: float | Decimal) -> str:
-    if isinstance(value, float) and (abs(value) >= _MOST_WHOLE or not value.is_integer()):
-        return float.__repr__(value)
-    return str(value) if isinstance(value, Decimal) else str(int(value))
+    """Its digits. Raises Refused for what a table's number cannot be."""
+    if isinstance(value, int) and abs(value) >= 10 ** (_MOST_EXPONENT + 1):  # of a very long one Python makes no text
+        raise Refused(f"a table's number is less than 1e{_MOST_EXPONENT + 1}, and this one has more digits")
+    text = _digits(value)
+    exact = Decimal(text)
+    if not exact:
+        return "0"
+    if exact.adjusted() < _LEAST_EXPONENT and isinstance(value, float):
+        return "0"
+    if not _LEAST_EXPONENT <= exact.adjusted() <= _MOST_EXPONENT:
+        raise Refused(f"a table's number is from 1e{_LEAST_EXPONENT} to 9.9e{_MOST_EXPONENT}, not {text:.40}")
+    if len("".join(map(str, exact.as_tuple().digits)).rstrip("0")) > _DIGITS:
+        raise Refused(f"a table's number has {_DIGITS} digits at most, and {text:.40}... has more: write it as a text")
+    return text
+
+
+def _digits(value: float | Decimal) -> str:
+    if isinstance(value, Decimal):
+        return str(value)
+    is_whole = isinstance(value, int) or (value.is_integer() and abs(value) < _MOST_WHOLE)
+    return str(int(value)) if is_whole else float.__repr__(value)
 
 
 def _from_number(text: str) -> int | float | Decimal:

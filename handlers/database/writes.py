@@ -1,18 +1,19 @@
 """One write to a table, and whether it may be done to the item that is there: pure logic.
 
-A write bears a number that grows on a vehicle (microseconds of the wall clock, never less than before). The item keeps
-the number and the machine of its last write, so a repetition is seen, and so is what somebody else has written since.
+A write bears a number that grows on a vehicle (see ``numbers``). The item keeps the number and the machine of its last
+write, so a repetition is seen, and so is what somebody else has written since.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Final
 
 from petalbus.handlers.database import values
-from petalbus.handlers.database.errors import Conflict, Denied, NotThere, Refused
+from petalbus.handlers.database.errors import Conflict, Deleted, Denied, NotThere, Refused
 
 Item = dict[str, Any]
 
@@ -62,7 +63,9 @@ class Write:
 
     @classmethod
     def of(cls, told: Any, *, machine: str, seq: int) -> Write:
-        """From a record's payload. ``seq``: its number where it has none. Raises Refused."""
+        """From a record's payload. ``seq``: its number where it has none. Raises Refused, and Denied for a machine's
+        write that is not this one ("": any).
+        """
         if not isinstance(told, Mapping):
             raise Refused("a write must be an object with table, key, operation and item")
         named = told.get("key")
@@ -83,9 +86,11 @@ class Write:
         if told.get("typed"):
             item = values.members_from_wire(item)
             condition = None if condition is None else values.members_from_wire(condition)
-        number = told.get("seq", seq)
-        if not isinstance(number, int) or not 0 < number <= MAX_NUMBER:
-            raise Refused(f"seq must be a positive whole number, not {number!r}")
+        number, whose = told.get("seq", seq), told.get("machine")
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 < number <= MAX_NUMBER:
+            raise Refused(f"seq must be a positive whole number, not {number!r:.80}")
+        if whose is not None and machine and whose != machine:
+            raise Denied(f"it is a write of machine {whose!r:.80}, and this is {machine!r}")
         return cls(
             machine=machine,
             table=str(table),
@@ -104,6 +109,11 @@ class Write:
         return {**self.data, **deleted, OWNER: self.machine, SEQ: self.seq, BY: self.machine}
 
     @property
+    def needs_life(self) -> bool:
+        """A deleted item cannot be deleted, nor changed by an update that does not say what becomes of ``deleted``."""
+        return self.operation is Operation.DELETE or (self.operation is Operation.UPDATE and "deleted" not in self.data)
+
+    @property
     def is_own_instance(self) -> bool:
         """The item of this machine itself is ours whoever made it."""
         return self.table == INSTANCES and self.value == self.machine
@@ -115,10 +125,10 @@ class Write:
 def judge(stored: Mapping[str, Any] | None, write: Write, policy: Policy | None) -> Verdict:
     """Whether a write may be done to what is stored. No policy: numbers do not count.
 
-    Raises Denied, Conflict, NotThere.
+    What it looks at are ``watched``'s members. Raises Denied, Conflict, NotThere, Deleted.
     """
     if not stored:
-        if write.condition:
+        if write.condition is not None:
             raise Conflict(f"{write}: there is no such item, so its condition does not hold")
         if write.operation is Operation.DELETE:
             raise NotThere(missing(write.table, write.key, write.value))
@@ -128,23 +138,31 @@ def judge(stored: Mapping[str, Any] | None, write: Write, policy: Policy | None)
     if policy is not None and (verdict := _by_number(stored, write, policy)) is not Verdict.APPLY:
         return verdict
     if write.condition is not None:
-        wrong = sorted(name for name, value in write.condition.items() if stored.get(name) != value)
+        wrong = sorted(name for name, value in write.condition.items() if not values.same(stored.get(name), value))
         if wrong:
             raise Conflict(f"{write}: its condition does not hold: {', '.join(wrong)}")
-    if write.operation is Operation.DELETE and stored.get("deleted") is True:
-        raise NotThere(missing(write.table, write.key, write.value))
+    if stored.get("deleted") is True and write.needs_life:
+        if write.operation is Operation.DELETE:
+            raise NotThere(missing(write.table, write.key, write.value))
+        raise Deleted(f"{write}: the item was deleted; writing it whole makes it anew")
     return Verdict.APPLY
 
 
+def watched(write: Write) -> tuple[str, ...]:
+    """The members that ``judge`` looks at, the key first: while they stay as they are, so does what it says."""
+    return tuple(dict.fromkeys((write.key, OWNER, SEQ, BY, "deleted", *(write.condition or ()))))
+
+
 def _by_number(stored: Mapping[str, Any], write: Write, policy: Policy) -> Verdict:
-    number, by = stored.get(SEQ), stored.get(BY)
+    told, by = stored.get(SEQ), stored.get(BY)
+    number = told if isinstance(told, int | float | Decimal) and not isinstance(told, bool) else None
     ours = by == write.machine
     if ours and number == write.seq:
         return Verdict.REPEATED
     if policy is Policy.REFUSE and not ours and write.condition is None:
         raise Conflict(f"{write}: it was last written by {by or 'another program'}, and the table's policy is refuse")
     counts = ours or policy is Policy.LAST_WRITER
-    if counts and isinstance(number, int | float) and number >= write.seq:
+    if counts and number is not None and number >= write.seq:
         return Verdict.SUPERSEDED
     return Verdict.APPLY
 

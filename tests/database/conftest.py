@@ -88,12 +88,17 @@ class World:
     async def waiting(self) -> int:
         """Unsettled writes in the inbox."""
         async with self.client("looker") as bus:
-            key = bus.keys.inbox("database", 2)
-            if not await bus.ask("EXISTS", key):
-                return 0
-            groups = await bus.ask("XINFO", "GROUPS", key)
-            told = [dict(zip(one[::2], one[1::2], strict=True)) for one in groups]
-            return sum(int(one[b"pending"]) + int(one[b"lag"] or 0) for one in told)
+            count = 0
+            for level in (2, 3):
+                key = bus.keys.inbox("database", level)
+                if not await bus.ask("EXISTS", key):
+                    continue
+                groups = await bus.ask("XINFO", "GROUPS", key)
+                if not groups:
+                    count += await bus.ask("XLEN", key)
+                told = [dict(zip(one[::2], one[1::2], strict=True)) for one in groups]
+                count += sum(int(one[b"pending"]) + int(one[b"lag"] or 0) for one in told)
+            return count
 
     async def dead(self) -> list[str]:
         """Reasons of dead letters."""

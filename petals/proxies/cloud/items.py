@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from petalbus.handlers.database.errors import TableError
+from petalbus.handlers.database.checks import Check
+from petalbus.handlers.database.errors import Refused, TableError
 from petalbus.handlers.database.tables import Tables
 from petalbus.handlers.database.writes import Operation, Write
-from petalbus.petals.proxies.cloud.outbox import Outbox, Queued
+from petalbus.petals.proxies.cloud.outbox import Outbox, Queued, Superseded, prepared
 from petalbus.petals.proxies.errors import ProxyError, ProxyNotReady
 from petalbus.petals.proxies.localdb.items import Filter, Item, ItemCalls, ItemStore
 
@@ -16,20 +17,22 @@ T = TypeVar("T")
 
 
 class CloudError(ProxyError):
-    """What the tables said. ``status``: HTTP's number for it."""
+    """What the tables said. ``status``: HTTP's number for it. ``id``: of the record, where that is worth knowing."""
 
     def __init__(self, error: TableError) -> None:
         super().__init__(str(error))
         self.code = error.code
         self.status = error.status
+        self.id: str | None = getattr(error, "id", None)
 
 
 class CloudItems(ItemStore):
-    """``outbox``: None where this process writes by itself."""
+    """``outbox``: None where this process writes by itself. ``check``: what may be known of a write beforehand."""
 
-    def __init__(self, tables: Tables, outbox: Outbox | None) -> None:
+    def __init__(self, tables: Tables, outbox: Outbox | None, check: Check) -> None:
         self.tables = tables
         self.outbox = outbox
+        self._check = check
 
     async def close(self) -> None:
         """Close the connections."""
@@ -66,7 +69,7 @@ class CloudItems(ItemStore):
         data: Mapping[str, Any],
         condition: Mapping[str, Any] | None = None,
     ) -> Any:
-        """One write: the cloud's answer, or Queued. Raises CloudError."""
+        """One write: the cloud's answer, Queued, or Superseded. Raises CloudError."""
         write = Write(
             machine=machine,
             table=table,
@@ -78,16 +81,26 @@ class CloudItems(ItemStore):
         )
 
         async def done() -> Any:
-            if await self.hands_over():
-                assert self.outbox is not None
+            self._look_at(write)
+            if self.outbox is not None:
                 return await self.outbox.write(write)
             return (await self.tables.write(write, None)).answer
 
         return await _told(done())
 
-    async def hands_over(self) -> bool:
-        """Whether writes go through the bus. Raises TableError."""
-        return self.outbox is not None and await self.outbox.served()
+    @property
+    def hands_over(self) -> bool:
+        """Whether writes go through the bus."""
+        return self.outbox is not None
+
+    def _look_at(self, write: Write) -> None:
+        """Raise Refused for what can never be written: said now, not by a dead letter later."""
+        order, _ = prepared(write)
+        made = Write.of(order, machine=write.machine, seq=1)
+        try:
+            self._check(made)
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise Refused(f"it can never be written: {error}"[:500]) from None
 
     async def write_many(self, machine: str, table: str, items: Sequence[Item]) -> dict[str, str]:
         """Write them from this process, each with its ``id``. Those that failed: id -> why. Raises CloudError."""
@@ -126,8 +139,12 @@ class CloudCalls(ItemCalls):
 
 
 def queued_or_done(answer: dict[str, Any]) -> dict[str, Any]:
-    """A call's answer; one that waits for the cloud says so: ``queued``, ``id``, ``message``."""
+    """A call's answer; one that waits for the cloud says so: ``queued``, ``id``, ``message``. One that was left out
+    because the item has a later write: ``superseded``.
+    """
     waits = answer.get("data")
+    if isinstance(waits, Superseded):
+        return {"data": waits.data, "success": True, "superseded": True}
     if not isinstance(waits, Queued):
         return answer
     told = {"queued": True, "id": waits.id, "message": f"stored; it is done when the cloud can be reached: {waits.why}"}

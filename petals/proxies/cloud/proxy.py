@@ -6,14 +6,16 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
+from petalbus.handlers.database.urls import shown_url
 from petalbus.handlers.database.writes import Operation
 from petalbus.petals.proxies.base import BaseProxy
-from petalbus.petals.proxies.cloud.batch import failed, summary, write_all
+from petalbus.petals.proxies.cloud.batch import summary, write_all
 from petalbus.petals.proxies.cloud.items import CloudCalls, CloudItems, queued_or_done
-from petalbus.petals.proxies.cloud.outbox import Outbox
-from petalbus.petals.proxies.cloud.tables import make_tables, missing
+from petalbus.petals.proxies.cloud.outbox import MOST_MB, Outbox
+from petalbus.petals.proxies.cloud.tables import make_check, make_tables, missing
 from petalbus.petals.proxies.errors import ProxyError, ProxyNotReady, error_result
 from petalbus.petals.proxies.localdb.errors import QueryRefused
+from petalbus.petals.proxies.localdb.items import failed
 
 log = logging.getLogger("CloudDBProxy")
 
@@ -29,7 +31,8 @@ class CloudDBProxy(BaseProxy):
     of this machine; deleting marks them. Nothing is sent before the first call.
 
     ``url``, ``bus``: the bus whose daemon writes; without one this process does. A write that cannot be done within
-    ``wait`` seconds, or while the cloud is known to be away, is stored and answers ``success`` and ``queued``.
+    ``wait`` seconds, or while the cloud is known to be away, is stored and answers ``success`` and ``queued``; of all
+    programs' writes ``outbox_mb`` MiB may wait.
     ``backend``: ``http``, or ``dynamodb``: then ``endpoint`` is DynamoDB's (empty: AWS's own).
     """
 
@@ -54,6 +57,7 @@ class CloudDBProxy(BaseProxy):
         region: str = "us-east-1",
         table_prefix: str = "",
         wait: float = WAIT_S,
+        outbox_mb: int = MOST_MB,
         url: str | None = None,
         bus: str = "petalbus",
         app_id: str = "petal-app-manager.cloud",
@@ -76,7 +80,9 @@ class CloudDBProxy(BaseProxy):
         }
         self._machine = machine_id
         self._organization = organization
-        self._outbox = Outbox(url, bus=bus, app=app_id, patience=wait) if url is not None else None
+        self._outbox = (
+            Outbox(url, bus=bus, app=app_id, patience=wait, most=outbox_mb << 20) if url is not None else None
+        )
         self._store: CloudItems | None = None
         self._tables = CloudCalls(self._service, self._get_machine_id)
         if debug:
@@ -88,7 +94,7 @@ class CloudDBProxy(BaseProxy):
         if lacking:
             self._set_ready(False, f"not configured: {', '.join(lacking)}")
             return
-        self._store = CloudItems(make_tables(self._told, self._addresses), self._outbox)
+        self._store = CloudItems(make_tables(self._told, self._addresses), self._outbox, make_check(self._told))
         self._set_ready(True)
 
     async def stop(self) -> None:
@@ -164,7 +170,8 @@ class CloudDBProxy(BaseProxy):
     async def batch_write(self, table_name: str, items: Iterable[dict[str, Any]]) -> Result:
         """Write several items, each whole: ``written`` and ``failed`` (key and error). ``success``: none failed.
 
-        Those that wait for the cloud count as written; ``queued`` says that there are such.
+        Those that wait for the cloud count as written; ``queued`` says that there are such. ``superseded``: those of
+        which the cloud has a later write.
         """
         good: list[dict[str, Any]] = []
         refused: list[dict[str, Any]] = []
@@ -179,10 +186,9 @@ class CloudDBProxy(BaseProxy):
             except ProxyError as error:
                 refused.append({"id": item.get("id"), **failed(error)})
         if not good:
-            return summary([], refused, queued=False)
-        bad, queued = await write_all(store, machine, table_name, good, lambda item: self.put_item(table_name, item))
-        refused += [{"id": name, **answer} for name, answer in bad.items()]
-        return summary([one["id"] for one in good if one["id"] not in bad], refused, queued=queued)
+            return summary([], {}, refused)
+        answers = await write_all(store, machine, table_name, good, lambda item: self.put_item(table_name, item))
+        return summary([one["id"] for one in good], answers, refused)
 
     async def health_check(self) -> dict[str, Any]:
         """State, and whether the last call reached the service."""
@@ -190,7 +196,7 @@ class CloudDBProxy(BaseProxy):
         problem = self._store.tables.problem if self._store is not None else ""
         if problem:
             told |= {"status": "unhealthy", "message": problem}
-        return {**told, "endpoint": self.endpoint, "backend": self._told["cloud_backend"]}
+        return {**told, "endpoint": shown_url(self.endpoint), "backend": self._told["cloud_backend"]}
 
     def _service(self) -> CloudItems:
         if self._store is None:

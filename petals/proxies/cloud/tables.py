@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from petalbus.handlers.database import checks
+
 if TYPE_CHECKING:
     from petalbus.handlers.database.dynamo import Signing
     from petalbus.handlers.database.tables import Tables
@@ -16,6 +18,13 @@ _NEEDED: Final = {"http": ("cloud_endpoint", "access_token_url"), "dynamodb": ("
 def missing(told: Mapping[str, Any]) -> list[str]:
     """Names of the settings that the back end (``cloud_backend``) needs and has not."""
     return [name for name in _NEEDED[told["cloud_backend"]] if not told.get(name)]
+
+
+def make_check(told: Mapping[str, Any]) -> checks.Check:
+    """What can be known of a write to these tables beforehand. ``told``: as ``make_tables``."""
+    if told["cloud_backend"] == "http":
+        return checks.http
+    return checks.dynamodb(told.get("cloud_table_prefix") or "")
 
 
 def make_tables(told: Mapping[str, Any], addresses: Mapping[str, str] | None = None) -> Tables:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from petalbus.handlers.database.urls import hide_in_log, shown_url
 from petalbus.petals.proxies.errors import ProxyError, ProxyNotReady, ProxyTimeout
 from petalbus.petals.proxies.localdb.errors import DatabaseError
 from petalbus.petals.proxies.localdb.items import INSTANCES, OWNER, Filter, Item, ItemStore, NoItem
@@ -50,6 +51,13 @@ class ServiceSilent(ProxyTimeout):
     """The service did not answer in time; of a write nobody knows whether it was done."""
 
     status = 504
+
+
+class OtherMachine(DatabaseError):
+    """The item is not ours."""
+
+    code = "access_denied"
+    status = 403
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +106,7 @@ class HttpItems(ItemStore):
         answer = await self._post(self.addresses.scan, body, reads=True)
         found = answer if isinstance(answer, list) else [answer] if answer else []
         if not all(isinstance(item, dict) for item in found):
-            raise ServiceRefused(f"{self.addresses.scan}: the answer is no list of items", 502)
+            raise ServiceRefused(f"{shown_url(self.addresses.scan)}: the answer is no list of items", 502)
         return [item for item in found if item.get("deleted") is not True and item.get(OWNER) == machine]
 
     async def put(self, machine: str, table: str, key: str, value: str, data: Item, *, sync: bool) -> Any:  # noqa: ARG002  # the service synchronises by itself
@@ -114,6 +122,9 @@ class HttpItems(ItemStore):
         item = await self._fetch(machine, table, key, value)
         if not item or item.get("deleted") is True:
             raise NoItem(_DELETED.format(key, value, table))
+        own = table == INSTANCES and value == machine
+        if item.get(OWNER) not in (None, "", machine) and not own:
+            raise OtherMachine(f"the item {key} = {value!r} in {table!r} belongs to another machine")
         return await self.change(machine, table, key, value, {**item, "deleted": True, OWNER: machine}, sync=sync)
 
     async def _fetch(self, machine: str, table: str, key: str, value: str) -> Item:
@@ -122,7 +133,7 @@ class HttpItems(ItemStore):
         if answer is None:
             return {}
         if not isinstance(answer, dict):
-            raise ServiceRefused(f"{self.addresses.get}: the answer is no item", 502)
+            raise ServiceRefused(f"{shown_url(self.addresses.get)}: the answer is no item", 502)
         return answer
 
     async def _post(self, path: str, body: dict[str, Any], *, reads: bool = False) -> Any:
@@ -137,25 +148,32 @@ class HttpItems(ItemStore):
             except httpx.TimeoutException as error:
                 if isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout):
                     raise self._away(error) from error
-                raise ServiceSilent(f"{self.addresses.root}{path}: no answer within {ANSWER_SECONDS:g} s") from error
+                silent = f"{self._where(path)}: no answer within {ANSWER_SECONDS:g} s"
+                raise ServiceSilent(silent) from error
             except httpx.TransportError as error:
                 if last:
                     raise self._away(error) from error
             except httpx.HTTPError as error:
-                raise ServiceRefused(f"{self.addresses.root}{path}: {error}", 502) from error
+                raise ServiceRefused(f"{self._where(path)}: {type(error).__name__}", 502) from error
             else:
                 self._reached("")
                 return _answer(path, status, answer)
         raise AssertionError("the loop ends with an answer or an error")
 
+    def _where(self, path: str = "") -> str:
+        """An address for people: a password in it is not shown."""
+        return f"{shown_url(self.addresses.root)}{shown_url(path)}"
+
     def _away(self, error: Exception) -> ProxyError:
-        reason = f"the LocalDB service at {self.addresses.root} cannot be reached: {str(error) or type(error).__name__}"
+        why = str(error) or type(error).__name__
+        reason = f"the LocalDB service at {self._where()} cannot be reached: {why}"
         self._reached(reason)
         return ServiceAway(reason)
 
     async def _connected(self, library: Any) -> httpx.AsyncClient:
         async with self._making:
             if self._client is None:
+                hide_in_log()
                 limits = library.Limits(
                     max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS, keepalive_expiry=_KEEP_SECONDS
                 )
@@ -184,18 +202,18 @@ async def _sent(client: httpx.AsyncClient, path: str, body: bytes) -> tuple[int,
         async for part in response.aiter_bytes():
             content += part
             if len(content) > MAX_ANSWER:
-                raise ServiceRefused(f"{path}: the answer has more than {MAX_ANSWER >> 20} MiB", 502)
+                raise ServiceRefused(f"{shown_url(path)}: the answer has more than {MAX_ANSWER >> 20} MiB", 502)
         return response.status_code, bytes(content)
 
 
 def _answer(path: str, status: int, content: bytes) -> Any:
     if status >= 400:
         said = content[:500].decode(errors="replace")
-        raise ServiceRefused(f"{path}: the LocalDB service answered {status}: {said}", status)
+        raise ServiceRefused(f"{shown_url(path)}: the LocalDB service answered {status}: {said}", status)
     try:
         return orjson.loads(content) if content.strip() else None
     except orjson.JSONDecodeError as error:
-        raise ServiceRefused(f"{path}: the answer is no JSON: {error}", 502) from None
+        raise ServiceRefused(f"{shown_url(path)}: the answer is no JSON: {error}", 502) from None
 
 
 def _writing(machine: str, table: str, key: str, value: str, data: Item) -> dict[str, Any]:

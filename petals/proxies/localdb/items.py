@@ -65,7 +65,7 @@ class ItemCalls(BaseProxy):
             names(table_name, partition_key, partition_value)
             item = await self._items().get(machine, table_name, partition_key, partition_value)
         except ProxyError as error:
-            return _told(error)
+            return failed(error)
         self._saw(table_name, partition_value, item)
         return {"data": item, "success": True}
 
@@ -79,7 +79,7 @@ class ItemCalls(BaseProxy):
             names(table_name, "id", "")
             found = await self._items().scan(machine, table_name, [_filter(one) for one in filters or ()])
         except ProxyError as error:
-            return _told(error)
+            return failed(error)
         return {"data": found, "success": True}
 
     async def set_item(
@@ -94,7 +94,7 @@ class ItemCalls(BaseProxy):
             marked = self._is_synchronised(table_name, sync)
             answer = await self._items().put(machine, table_name, filter_key, filter_value, owned, sync=marked)
         except ProxyError as error:
-            return _told(error)
+            return failed(error)
         self._saw(table_name, filter_value, owned)
         return {"data": answer, "success": True}
 
@@ -107,7 +107,7 @@ class ItemCalls(BaseProxy):
             marked = self._is_synchronised(table_name, sync)
             answer = await self._items().change(machine, table_name, filter_key, filter_value, owned, sync=marked)
         except ProxyError as error:
-            return _told(error)
+            return failed(error)
         self._saw(table_name, filter_value, owned)
         return {"data": answer, "success": True}
 
@@ -121,7 +121,7 @@ class ItemCalls(BaseProxy):
             marked = self._is_synchronised(table_name, sync)
             answer = await self._items().remove(machine, table_name, filter_key, filter_value, sync=marked)
         except ProxyError as error:
-            return _told(error)
+            return failed(error)
         self._saw(table_name, filter_value, {"organization_id": None, "robot_type_id": None})
         return {"data": answer, "success": True}
 
@@ -168,5 +168,8 @@ def _filter(one: Any) -> dict[str, Any]:
     return dict(one)
 
 
-def _told(error: ProxyError) -> dict[str, Any]:
-    return error_result(str(error), getattr(error, "status", 503), error_code=error.code)
+def failed(error: ProxyError) -> dict[str, Any]:
+    """An error as a call answers it; with the record's ``id`` where that is worth knowing."""
+    name = getattr(error, "id", None)
+    extra = {} if name is None else {"id": name}
+    return error_result(str(error), getattr(error, "status", 503), error_code=error.code, **extra)

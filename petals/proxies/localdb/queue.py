@@ -28,7 +28,7 @@ _ERROR_LENGTH: Final = 1000
 
 _IS_ITEM: Final = "operation IN ('set', 'update', 'delete') AND json_type(body, '$.table_name') = 'text'"
 _TURN: Final = """
-    SELECT seq, key, operation, body, attempts, error, made FROM petalbus_sync AS one
+    SELECT seq, key, operation, body, attempts, error, made, number FROM petalbus_sync AS one
     WHERE parked = 0 AND NOT EXISTS (
         SELECT 1 FROM petalbus_sync AS older WHERE older.key = one.key AND older.parked = 0 AND older.seq < one.seq
     )
@@ -36,7 +36,8 @@ _TURN: Final = """
 """
 _ITEMS: Final = _TURN.replace("WHERE parked = 0", f"WHERE parked = 0 AND {_IS_ITEM}", 1)
 _PARKED: Final = """
-    SELECT seq, key, operation, body, attempts, error, made FROM petalbus_sync WHERE parked = 1 ORDER BY seq LIMIT ?
+    SELECT seq, key, operation, body, attempts, error, made, number FROM petalbus_sync
+    WHERE parked = 1 ORDER BY seq LIMIT ?
 """
 _BY_TABLE: Final = f"""
     SELECT json_extract(body, '$.table_name'), COUNT(*), MIN(made) FROM petalbus_sync
@@ -48,7 +49,8 @@ _BY_TABLE: Final = f"""
 class Change:
     """One change. ``seq`` grows; ``attempts``: how often it failed, ``error``: why the last time.
 
-    ``made``: when, in microseconds of the wall clock; it never goes back, whatever the clock does.
+    ``made``: when, in microseconds of the wall clock; it never goes back, whatever the clock does. ``number``: the one
+    under which it is carried, 0 before that.
     """
 
     seq: int
@@ -58,6 +60,7 @@ class Change:
     attempts: int
     error: str | None
     made: int = 0
+    number: int = 0
 
 
 class SyncQueue(BaseProxy):
@@ -104,6 +107,16 @@ class SyncQueue(BaseProxy):
         change = "UPDATE petalbus_sync SET attempts = attempts + 1, error = ?, parked = max(parked, ?) WHERE seq = ?"
         params = (str(error)[:_ERROR_LENGTH], int(park), seq)
         return await self._own(lambda connection: connection.execute(change, params).rowcount > 0, writes=True)
+
+    async def sync_number(self, seq: int, number: int) -> bool:
+        """Remember under which number it is carried, for whoever carries it again. False: there is no such change."""
+        change = "UPDATE petalbus_sync SET number = ? WHERE seq = ?"
+        return await self._own(lambda connection: connection.execute(change, (number, seq)).rowcount > 0, writes=True)
+
+    async def sync_retry_items(self) -> int:
+        """Try all parked changes again that item calls have made; how many."""
+        change = f"UPDATE petalbus_sync SET attempts = 0, parked = 0 WHERE parked = 1 AND {_IS_ITEM}"  # noqa: S608  # our own words
+        return await self._own(lambda connection: int(connection.execute(change).rowcount), writes=True)
 
     async def sync_retry(self, seq: int) -> bool:
         """Try a parked change again, as if it were new. False when it is not parked."""

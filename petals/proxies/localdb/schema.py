@@ -44,4 +44,7 @@ STEPS: Final = (
     UPDATE petalbus_sync SET made = CAST(strftime('%s', 'now') AS INTEGER) * 1000000 + seq;
     INSERT INTO petalbus_facts SELECT 'sync_made', COALESCE(MAX(made), 0) FROM petalbus_sync;
     """,
+    """
+    ALTER TABLE petalbus_sync ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
+    """,
 )
