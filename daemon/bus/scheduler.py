@@ -75,7 +75,10 @@ class Scheduler(Generic[T]):
         self._alone: T | None = None
 
     def limit(self, kind: str, at_once: int | None) -> None:
-        """Let at most ``at_once`` records of type ``kind`` run at the same time; CRITICAL ones do not count."""
+        """Let at most ``at_once`` records of type ``kind`` run at the same time; CRITICAL ones do not count.
+
+        0: none starts, CRITICAL ones neither.
+        """
         if at_once == self._limits.get(kind):
             return
         if at_once is None:
@@ -205,8 +208,11 @@ class Scheduler(Generic[T]):
             if lane is None or lane.busy or not lane.items:
                 continue  # an outdated entry: the lane was served, or emptied by remove
             item = lane.items[0][1]
+            limit = self._limits.get(item.kind)
+            if limit == 0:  # it has no handler yet, however urgent it is
+                self._parked.setdefault(item.kind, []).append((priority, arrival, key))
+                continue
             if priority is not Priority.CRITICAL:
-                limit = self._limits.get(item.kind)
                 running = self._running.get(item.kind, 0)
                 if limit is not None and running >= limit:
                     self._parked.setdefault(item.kind, []).append((priority, arrival, key))

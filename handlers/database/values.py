@@ -97,7 +97,7 @@ def is_plain(value: Any, depth: int = 0) -> bool:
     if value is None or isinstance(value, bool | str | int):
         return not isinstance(value, int) or -(2**63) <= value < 2**64
     if isinstance(value, float):
-        return math.isfinite(value)
+        return type(value) is float and math.isfinite(value)  # numpy's is a float, and no JSON
     if depth > MAX_DEPTH:
         return False
     if isinstance(value, list):

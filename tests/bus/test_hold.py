@@ -11,6 +11,7 @@ from petalbus.daemon.bus.client import Bus
 from petalbus.daemon.bus.errors import IdConflict
 from petalbus.daemon.bus.options import BusOptions
 from petalbus.schemas.record import Record
+from petalbus.schemas.vocabulary import Priority
 
 from support.servers import RealServer
 
@@ -43,6 +44,25 @@ async def test_a_held_type_waits_for_its_handler(server: RealServer, bus_name: s
         assert done == [0, 1, 2]
         with pytest.raises(ValueError, match="has a handler already"):
             worker.on("late")(late)
+
+
+async def test_an_emergency_waits_for_its_handler_too(server: RealServer, bus_name: str) -> None:
+    """I1, I8: a CRITICAL record, which no limit of its type delays, is no dead letter before it has a handler."""
+    async with Bus(server.url, app="worker", bus=bus_name) as worker, Bus(server.url, app="boss", bus=bus_name) as boss:
+        worker.hold("stop")
+        await worker.listen()
+        asked = asyncio.create_task(boss.request("worker", "stop", {}, priority=Priority.CRITICAL))
+        async with asyncio.timeout(5):
+            while worker.statistics()["consumer"]["held"] < 1:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+
+        @worker.on("stop")
+        async def stop(_record: Record) -> str:
+            return "stopped"
+
+        assert (await asked).data == "stopped"
+        assert await boss.dead.list("worker") == []
 
 
 async def test_what_comes_later_does_not_overtake_what_was_held(server: RealServer, bus_name: str) -> None:

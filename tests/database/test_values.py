@@ -13,6 +13,9 @@ from petalbus.handlers.database import values
 from petalbus.handlers.database.errors import Conflict, Deleted, Refused
 from petalbus.handlers.database.writes import Operation, Policy, Verdict, Write, judge
 
+from .conftest import World
+from .http_end import CloudService
+
 FLOATS = st.floats(allow_nan=False, allow_infinity=False).filter(lambda one: not one or 1e-130 <= abs(one) < 1e126)
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**37), 10**37) | FLOATS
@@ -138,3 +141,19 @@ def test_refuse_lets_only_our_own_writes_follow() -> None:
     for stored in ({"a": 1}, {"_petalbus_by": "m2", "_petalbus_seq": 1}):
         with pytest.raises(Conflict):
             judge(stored, write, Policy.REFUSE)
+
+
+class Half(float):
+    """A number of another library, such as numpy's: a float that JSON's writer does not take."""
+
+
+async def test_a_float_of_another_library_is_written(world: World, cloud: CloudService) -> None:
+    """S-050: as its number, offline too; nothing raises."""
+    await world.start()
+    proxy = await world.proxy()
+    assert not values.is_plain({"a": Half(1.5)})
+    told = await proxy.put_item("flights", {"id": "1", "height": Half(1.5), "list": [Half(2.25)]})
+    assert told["success"], told
+    await world.idle()
+    assert cloud.tables["flights"]["1"]["height"] == 1.5
+    assert cloud.tables["flights"]["1"]["list"] == [2.25]

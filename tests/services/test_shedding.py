@@ -62,6 +62,7 @@ async def test_a_topic_that_grows_without_end_stays_below_the_ceiling(small: Bus
     async with keeping(small, look_every=0.02, trim_every=0.05, keep=Keep(topics=1_000_000)) as janitor:
         for number in range(60):
             ids += await fill(small, topic, 1000)
+            janitor.shedding.pressure = 1.0  # what was seen before does not count: a busy machine's look may be late
             assert not (await small.send("vehicle", "note", {}, priority=4, id=f"c{number}")).duplicate
             await until(lambda: janitor.shedding.pressure < 0.86, "there is room again")
         await until(lambda: janitor.shedding.pressure < 0.86, "memory is below the threshold")

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from petalbus.daemon.bus.connection import ServerError
-from petalbus.daemon.bus.errors import BusError, OutcomeUnknown, ReplyError, RequestCancelled, RequestTimeout
+from petalbus.daemon.bus.errors import (
+    BusError,
+    BusFull,
+    OutcomeUnknown,
+    QueueFull,
+    ReplyError,
+    RequestCancelled,
+    RequestTimeout,
+)
 from petalbus.daemon.bus.options import BusOptions
 from petalbus.handlers.database import words
 from petalbus.handlers.database.errors import Away, Refused, TableError
@@ -130,18 +138,24 @@ class Outbox:
 
     async def _store(self, bus: Bus, order: dict[str, Any], name: str, key: str) -> None:
         """Send it; again under the same id while nobody knows whether it was stored. Raises TableError."""
+        unknown = ""
         for left in reversed(range(_SENDS)):
             try:
                 # Without a deadline: one would end the write when it has waited for the cloud. Then it is waited for.
                 await bus.send(words.APP, words.WRITE, order, id=name, key=key, priority=_LEVEL)
             except OutcomeUnknown as error:
+                unknown = str(error)
                 if left and self._bus is bus:
                     continue
-                raise Unknown(f"whether write {name} was stored is not known: {error}", name) from error
+                raise Unknown(f"whether write {name} was stored is not known: {unknown}", name) from error
             except RecordInvalid as error:
                 await self._give_room(bus, name)
                 raise Refused(str(error)) from error
             except BusError as error:
+                # a full bus still knows what it has; one that cannot be reached says nothing of the attempt before
+                if unknown and not isinstance(error, BusFull | QueueFull):
+                    text = f"whether write {name} was stored is not known: {unknown}, then {error}"
+                    raise Unknown(text, name) from error
                 await self._give_room(bus, name)
                 raise Away(f"nothing was stored: {error}") from error
             return
