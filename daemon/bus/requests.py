@@ -129,15 +129,15 @@ class ReplyLane:
         """The final reply to a message that was settled earlier, if it is still kept."""
         known = await self._outbox.ask("HGET", self._keys.ids, message_id)
         known = known or await self._outbox.ask("HGET", self._keys.ids_before, message_id)
-        return await self.final_reply(known) if known else None
-
-    async def final_reply(self, known: bytes) -> Record | None:
-        """The final reply named by what the id window knows, if it is still kept."""
-        reply_id = known.rsplit(b"|", 1)[1] if known.count(b"|") == 4 else b""
+        reply_id = known.rsplit(b"|", 1)[1] if known and known.count(b"|") == 4 else b""
         if not reply_id:
             return None
         rows = await self._outbox.ask("XRANGE", self._replies, reply_id, reply_id)
-        return Record.from_fields(rows[0][1], stream_id=reply_id.decode()) if rows else None
+        if not rows:
+            return None
+        record = Record.from_fields(rows[0][1], stream_id=reply_id.decode())
+        is_its_end = record.reply_to == message_id and record.kind is not None and record.kind.final
+        return record if is_its_end else None
 
     def take(self, record: Record) -> None:
         """Give a reply to whoever waits for it."""

@@ -286,7 +286,8 @@ class Runner:
             return
         if error.dead:
             detail = "".join(traceback.format_exception(error.__cause__ or error))
-            outputs.append(self._committer.dead_letter(work, plain(str(error)), detail))
+            # the reply stays the last one: the id window remembers where that is
+            outputs.insert(0, self._committer.dead_letter(work, plain(str(error)), detail))
         late = error.error_code == EXPIRED
         self._committer.settle(work, TIMEOUT if late else FAILED, outputs)
 

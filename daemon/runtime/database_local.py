@@ -11,7 +11,7 @@ import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from petalbus.handlers.database.errors import NotThere, Refused, TableError
+from petalbus.handlers.database.errors import Busy, NotThere, Refused, TableError
 from petalbus.handlers.database.numbers import Drawn
 from petalbus.handlers.database.writes import Operation, Verdict, Write
 
@@ -31,9 +31,22 @@ if TYPE_CHECKING:
 LOOK_S: Final = 1.0
 LINGER_S: Final = 5.0
 AT_ONCE: Final = 32
+"""Changes under way. What waits for its item's turn, or rests, does not count."""
+
+KEPT: Final = 64
+"""Changes that rest and keep their item's turn meanwhile. More leave it, and may then come too late."""
+
+_MOST: Final = 512
+"""Changes in our hands, those that wait and those that rest with their turn included."""
+
 _SHOWN: Final = 100
 _FIRST_REST_S: Final = 0.5
 _MOST_REST_S: Final = 60.0
+_UNCOUNTED_REST_S: Final = 10.0
+_TOO_LATE: Final = (
+    "superseded: a later write of this vehicle was done to the item before this change was acknowledged; "
+    "write the item again if its members are missing there, else drop this one"
+)
 _OPERATIONS: Final = {"set": Operation.PUT, "update": Operation.UPDATE, "delete": Operation.DELETE}
 
 log: Final = structlog.get_logger(__name__)
@@ -51,7 +64,10 @@ class LocalQueue:
         self._using = 0
         self._used = 0.0
         self._carrying: dict[int, asyncio.Task[None]] = {}
-        self._resting: dict[int, float] = {}
+        self._waiting: set[int] = set()  # for their item's turn
+        self._kept: set[int] = set()  # rest with their turn
+        self._resting: dict[int, float] = {}  # rest without
+        self._left: set[int] = set()  # since the last look began
         self._news = asyncio.Event()
         self.problem = ""
 
@@ -126,10 +142,11 @@ class LocalQueue:
 
     async def _carry_some(self) -> None:
         """Begin with changes that nobody carries yet. What has ended wakes us for the next ones."""
-        if len(self._carrying) >= AT_ONCE:
+        if not self._free():
             return
+        self._left.clear()
         try:
-            waiting = await self._read()
+            waiting = await self._read([*self._carrying, *self._resting])
         except (RuntimeError, OSError) as error:  # a ProxyError is a RuntimeError
             if str(error) != self.problem:
                 log.warning("the local database cannot be read now", error=str(error))
@@ -139,12 +156,18 @@ class LocalQueue:
             return
         self.problem = ""
         for change in waiting:
-            if len(self._carrying) >= AT_ONCE:
+            if not self._free():
                 return
-            if change.seq not in self._carrying and change.seq not in self._resting:
+            # What left our hands while we read is told as it was before: without its number, or as if it still waited.
+            if change.seq not in self._carrying and change.seq not in self._resting and change.seq not in self._left:
                 task = asyncio.create_task(self._carry(change), name=f"database.local-{change.seq}")
                 self._carrying[change.seq] = task
                 task.add_done_callback(lambda _done, seq=change.seq: self._ended(seq))  # type: ignore[misc]  # bound at once
+
+    def _free(self) -> bool:
+        """Whether one more change may be begun."""
+        held = len(self._carrying)
+        return held < _MOST and held - len(self._waiting) - len(self._kept) < AT_ONCE
 
     def _wake_rested(self) -> None:
         now = time.monotonic()
@@ -156,54 +179,72 @@ class LocalQueue:
 
     def _ended(self, seq: int) -> None:
         self._carrying.pop(seq, None)
+        self._left.add(seq)
         self._news.set()
 
-    async def _read(self) -> list[Change]:
+    async def _read(self, without: list[int]) -> list[Change]:
         module = await asyncio.to_thread(import_module, "petalbus.petals.proxies.localdb.queue")
         try:
-            found: list[Change] = await asyncio.to_thread(module.read_items, self._file, 2 * AT_ONCE)
+            found: list[Change] = await asyncio.to_thread(module.read_items, self._file, 2 * AT_ONCE, without)
         except sqlite3.Error:  # an older file, a busy or a damaged one: the proxy knows what to do
             async with self._opened() as proxy:
-                found = await proxy.sync_items(2 * AT_ONCE)
+                found = await proxy.sync_items(2 * AT_ONCE, without)
         return found
 
     async def _carry(self, change: Change) -> None:
-        """Once: what the cloud cannot serve now rests, and leaves its place to others."""
-        handler = self.handler
-        serves_others = handler.link.successes > 0
+        """Until it is done, parked, or has to rest without its turn."""
+        carrying = _Carrying(self, change)
+        self._waiting.add(change.seq)
+        self._news.set()  # while it waits for its turn another may begin
         problem, park = "", False
         try:
-            number = _Number(self, change)
-            done = await handler.carry(lambda machine: _write(change, machine), _silent, number, _at_once)
-            if done.verdict is Verdict.SUPERSEDED:
-                log.warning("a change of the local database came too late: the item has a later one", change=change.key)
-        except NotThere:  # to be deleted, and not there
+            problem = await carrying.run(begun=lambda: self._waiting.discard(change.seq))
+            park = bool(problem)
+        except (NotThere, Gone):  # to be deleted, and not there; or nobody wants it any more
             pass
         except TableError as error:
             problem, park = str(error), not error.passes
-            if error.passes and serves_others and change.attempts + 1 >= handler.options.most_tries:
-                problem, park = f"given up after {change.attempts + 1} tries, while others were done: {error}", True
         except Exception as error:  # noqa: BLE001  # a fault of ours: neither this change nor the others may be lost by it
             problem = f"{type(error).__name__}: {error}"
-        if problem:
-            log.warning("a change of the local database is not carried", change=change.key, parked=park, error=problem)
+        finally:
+            self._waiting.discard(change.seq)
+            self._kept.discard(change.seq)
         try:
-            async with self._opened() as proxy:
-                if problem:
-                    await proxy.sync_fail(change.seq, problem, park=park)
-                else:
+            if problem:
+                await self.fail(change, problem, park=park, counts=park or carrying.counts)
+            else:
+                async with self._opened() as proxy:
                     await proxy.sync_acknowledge(change.seq)
         except RuntimeError as error:  # the file is in trouble: the change stays, and is carried again
             log.warning("a carried change stays in the local database", change=change.key, error=str(error))
             await asyncio.sleep(self._look)
         if problem and not park:
-            rest = min(_MOST_REST_S, _FIRST_REST_S * 2.0 ** min(change.attempts, 20))
+            rest = min(_MOST_REST_S, _FIRST_REST_S * 2.0 ** min(carrying.attempts, 20))
+            rest = rest if carrying.counts else max(rest, _UNCOUNTED_REST_S)  # it would not grow
             self._resting[change.seq] = time.monotonic() + rest
 
-    async def remember(self, seq: int, number: int) -> None:
-        """Write down a change's number. Raises DatabaseError, ProxyNotReady: then nothing may be written under it."""
+    async def fail(self, change: Change, problem: str, *, counts: bool, park: bool = False) -> None:
+        """Write down why, count the try, park the change. Raises DatabaseError, ProxyNotReady."""
+        log.warning("a change of the local database is not carried", change=change.key, parked=park, error=problem)
         async with self._opened() as proxy:
-            await proxy.sync_number(seq, number)
+            await proxy.sync_fail(change.seq, problem, park=park, counts=counts)
+
+    def keep(self, seq: int) -> bool:
+        """Whether a change may rest with its turn."""
+        if seq not in self._kept and len(self._kept) >= KEPT:
+            return False
+        self._kept.add(seq)
+        self._news.set()  # while it rests another may begin
+        return True
+
+    async def remember(self, seq: int, number: int) -> None:
+        """Write down a change's number. Nothing may be written under it before that.
+
+        Raises Gone when there is no such change any more, DatabaseError, ProxyNotReady.
+        """
+        async with self._opened() as proxy:
+            if not await proxy.sync_number(seq, number):
+                raise Gone(f"change {seq} is not in the local database any more")
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[LocalDBProxy]:
@@ -229,37 +270,86 @@ class LocalQueue:
                 await proxy.stop()
 
 
+class Gone(Exception):
+    """A change was acknowledged or dropped by somebody else."""
+
+
+class _Carrying:
+    """One change on its way. Between its tries it keeps its item's turn, so that no later write overtakes it.
+
+    ``attempts``: those that count; ``counts``: whether the last one did that the file does not know of yet.
+    """
+
+    def __init__(self, queue: LocalQueue, change: Change) -> None:
+        self.attempts = change.attempts
+        self.counts = False
+        self._queue = queue
+        self._change = change
+        self._machine = ""
+        self._served = queue.handler.link.successes
+
+    async def run(self, *, begun: Callable[[], None]) -> str:
+        """Why it must be parked although nothing was refused; empty when it is done. Raises TableError, Gone.
+
+        ``begun``: called when it has its item's turn.
+        """
+        number = _Number(self._queue, self._change)
+        done = await self._queue.handler.carry(self._write, _silent, number, self._failed, begun=begun)
+        if done.verdict is not Verdict.SUPERSEDED:
+            return ""
+        if done.stored_by == self._machine:  # its members may be nowhere: that is for people to decide
+            return _TOO_LATE
+        log.warning("a change of the local database came too late: another writer was later", change=self._change.key)
+        return ""
+
+    def _write(self, machine: str) -> Write:
+        self._machine = machine
+        return _write(self._change, machine)
+
+    async def _failed(self, error: TableError) -> TableError | None:
+        """None: it rests and keeps its turn. A try counts if others were done since the last one."""
+        handler = self._queue.handler
+        counts = handler.link.successes > self._served and not isinstance(error, Busy)
+        self._served = handler.link.successes
+        self.attempts += counts
+        if counts and self.attempts >= handler.options.most_tries:
+            return Refused(f"given up after {self.attempts} tries, while others were done: {error}")
+        if not self._queue.keep(self._change.seq):
+            self.counts = counts
+            return error
+        await self._queue.fail(self._change, str(error), counts=counts)
+        return None
+
+
 class _Number:
-    """The number of a change: drawn when it is first carried, and kept in its row. See ``numbers.Source``."""
+    """The number of a change: drawn once, and kept in its row. See ``numbers.Source``."""
 
     def __init__(self, queue: LocalQueue, change: Change) -> None:
         self._queue = queue
         self._change = change
+        self._known = change.number
         self._numbers = queue.handler.numbers
 
     async def draw(self) -> Drawn:
-        """See Source."""
-        if self._change.number:
-            return Drawn(self._change.number, fresh=False)
+        """See Source. Raises Gone."""
+        if self._known:
+            return Drawn(self._known, fresh=False)
         drawn = await self._numbers.draw("", self._change.made)
         await self._queue.remember(self._change.seq, drawn.number)
+        self._known = drawn.number
         return drawn
 
-    async def again(self, stored: int, *, lost: bool) -> int | None:
-        """See Source."""
-        number = await self._numbers.recover("", stored, lost=lost)
+    async def again(self, stored: int) -> int | None:
+        """See Source. Raises Gone."""
+        number = await self._numbers.recover("", stored)
         if number is not None:
             await self._queue.remember(self._change.seq, number)
+            self._known = number
         return number
 
 
 async def _silent(_reason: str) -> None:
     """It stays in the file; the status says what it waits for."""
-
-
-async def _at_once(error: TableError) -> TableError:
-    """Give it up for now."""
-    return error
 
 
 def _write(change: Change, machine: str) -> Write:

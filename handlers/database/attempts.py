@@ -77,22 +77,31 @@ class Attempts:
         """The write, of whichever machine. Raises Refused for what can be none."""
         return self._made("")
 
+    async def numbered(self) -> Drawn:
+        """Its number, which is drawn once: call it as soon as it has its item's turn. Raises Refused.
+
+        What waits for the cloud has its number on the disk by then, and what is refused has one, too: tried again,
+        both are older than what was done since.
+        """
+        if self._drawn is None:
+            self._drawn = await self._source.draw()
+        return self._drawn
+
     async def __call__(self) -> Done:
-        """One attempt."""
+        """One attempt, within the item's turn."""
+        drawn = await self.numbered()
         machine = self._machine()
         if not machine:
             raise Away("the machine id is not known: set machine_id")
         write = self._made(machine)
-        if self._drawn is None:  # not before the cloud is asked: what waits for it has no number that could grow old
-            self._drawn = await self._source.draw()
-        number, fresh = self._drawn.number, self._drawn.fresh and not self._tried
+        tried = self._tried
         for _ in range(_RENUMBERED):
-            done = await self._written(replace(write, seq=number))
-            another = await self._renumbered(write, done, fresh=fresh)
+            done = await self._written(replace(write, seq=drawn.number))
+            another = await self._renumbered(write, done, tried=tried) if drawn.fresh else None
             if another is None:
                 return done
-            number, fresh = another, True
-            self._drawn = self._drawn._replace(number=number, fresh=True)
+            self._drawn = drawn = drawn._replace(number=another)
+            tried = False
         raise Failing(f"{write}: the cloud has higher and higher numbers of this machine: is there another one?")
 
     async def _written(self, write: Write) -> Done:
@@ -111,17 +120,18 @@ class Attempts:
                 log.error("%s failed with %s:\n%s", write, type(error).__name__, where)  # noqa: TRY400  # not its text
             raise Failing(f"{write}: {type(error).__name__} inside of the handler: see the daemon's log") from None
 
-    async def _renumbered(self, write: Write, done: Done, *, fresh: bool) -> int | None:
-        """A new number, where the cloud shows that ours were lost.
+    async def _renumbered(self, write: Write, done: Done, *, tried: bool) -> int | None:
+        """A new number for one that is fresh, where the cloud shows that ours were lost.
 
-        ``fresh``: never tried before. Then it cannot be in the cloud already: it was drawn twice.
+        A higher one of ours is older than this: since it was drawn we have the item's turn. An equal one was drawn
+        twice, unless this was ``tried`` before: then it may be our own.
         """
         stored = _whole(done.stored_seq)
         if done.verdict is Verdict.APPLY or done.stored_by != write.machine or stored is None:
             return None
-        if done.verdict is Verdict.REPEATED and not fresh:
+        if done.verdict is Verdict.REPEATED and tried:
             return None
-        return await self._source.again(stored, lost=done.verdict is Verdict.REPEATED)
+        return await self._source.again(stored)
 
     def _made(self, machine: str) -> Write:
         try:

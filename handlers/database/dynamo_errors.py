@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from petalbus.handlers.database.errors import Away, Failing, Forbidden, NotThere, Refused, TableError
+from petalbus.handlers.database.errors import Away, Busy, Failing, Forbidden, NotThere, Refused, TableError
 from petalbus.handlers.database.tokens import NoToken
 
 _EXPIRED: Final = (
@@ -22,12 +22,19 @@ _EXPIRED: Final = (
 )
 _BUSY: Final = (
     "ProvisionedThroughputExceededException",
+    "Throttling",
     "ThrottlingException",
+    "ThrottledException",
+    "RequestThrottled",
+    "RequestThrottledException",
+    "TooManyRequestsException",
+    "SlowDown",
     "RequestLimitExceeded",
     "LimitExceededException",
     "TransactionConflictException",
-    "ItemCollectionSizeLimitExceededException",
+    "TransactionInProgressException",
 )
+_FAILING: Final = ("ItemCollectionSizeLimitExceededException",)
 _FORBIDDEN: Final = ("AccessDeniedException", "AccessDenied")
 """Said of one table or one call, by who takes our credentials."""
 
@@ -80,7 +87,9 @@ def _in_our_words(answer: Mapping[str, Any], call: str, *, last: bool) -> TableE
     if code in _EXPIRED:
         kind = NoToken if last else Expired
         return kind(f"the cloud does not take the credentials that the session token service gives out ({code})")
-    if code in _BUSY or status >= 500 or status in (408, 429):
+    if code in _BUSY or status in (408, 425, 429):
+        return Busy(f"{call}: the cloud answered {code or status}: {message}")
+    if code in _FAILING or status >= 500:
         return Failing(f"{call}: the cloud answered {code or status}: {message}")
     if code in _FORBIDDEN:
         return Forbidden(f"{call}: the cloud answered {code}: {message}")

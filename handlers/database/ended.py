@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from petalbus.daemon.bus.connection import ServerError
 from petalbus.daemon.bus.errors import BusError
 from petalbus.handlers.database import words
+from petalbus.handlers.database.older import first_unsettled
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
@@ -23,8 +24,13 @@ MOST: Final = 20_000
 
 LOOK_S: Final = 600.0
 _PAUSE_S: Final = 0.25
+_MOST_PAUSE_S: Final = 60.0
+"""Between two questions about those that were about to end and have not."""
+
 _AT_ONCE: Final = 200
 _PAGE: Final = 500
+_FEW: Final = 50
+"""Records, which may be large."""
 
 # KEYS: numbers, bytes, current id window, the one before. ARGV: a record's id and 1 where its number stays; and so on.
 # Returns the ids of those that have not ended.
@@ -36,7 +42,8 @@ for at = 1, #ARGV, 2 do
   if string.find('qpd', string.sub(known, 1, 1)) then
     left[#left + 1] = id
   else
-    if ARGV[at + 1] == '0' then redis.call('HDEL', KEYS[1], id, id .. ' tries') end
+    redis.call('HDEL', KEYS[1], id .. ' tries')
+    if ARGV[at + 1] == '0' then redis.call('HDEL', KEYS[1], id) end
     local size = redis.call('HGET', KEYS[2], id)
     if size then
       redis.call('HDEL', KEYS[2], id)
@@ -63,14 +70,16 @@ class Ended:
         self._news = asyncio.Event()
 
     def note(self, record: str, *, dead: bool) -> None:
-        """A record is about to end. ``dead``: as a dead letter, whose number stays."""
+        """A record is about to end. ``dead``: as a dead letter: its number stays, its tries begin anew."""
         self._over[record] = dead
         self._news.set()
 
     async def run(self) -> None:
         """Until cancelled."""
-        looked = float("-inf")
+        looked, pause = float("-inf"), _PAUSE_S
         while True:
+            pause = _PAUSE_S if self._news.is_set() else min(_MOST_PAUSE_S, pause * 2)
+            self._news.clear()
             try:
                 if time.monotonic() - looked > LOOK_S:
                     await self.look()
@@ -78,14 +87,13 @@ class Ended:
                 await self._forget()
             except (BusError, ServerError) as error:
                 log.info("what is kept of ended writes cannot be forgotten now: %s", error)
-            await asyncio.sleep(_PAUSE_S)
-            if not self._over:
-                self._news.clear()
-                try:
-                    async with asyncio.timeout(LOOK_S):
-                        await self._news.wait()
-                except TimeoutError:
-                    continue
+                pause = _PAUSE_S
+            await asyncio.sleep(_PAUSE_S)  # several end at a time
+            try:
+                async with asyncio.timeout(pause if self._over else LOOK_S):
+                    await self._news.wait()
+            except TimeoutError:
+                continue
 
     async def look(self) -> None:
         """Forget what was left behind. Raises BusError, ServerError."""
@@ -95,8 +103,10 @@ class Ended:
         self._over |= {name: name in dead for name in ended}
         waiting = [name for name in await self._fields(self._bytes) if name != words.BYTES]
         unknown = set(await self._states(waiting, ""))  # about to be stored, or its sender is gone: look twice
-        surplus = max(0, len(waiting) - await self._unsettled())  # the windows forget what waits for days, too
-        gone = await self._states(waiting, "ctxf") + sorted(unknown & self._unknown)[:surplus]
+        never = unknown & self._unknown
+        if never:
+            never -= await self._unsettled()  # the windows forget what waits for days, too
+        gone = await self._states(waiting, "ctxf") + sorted(never)
         self._over |= {name: True for name in gone if name not in self._over}
         self._unknown = unknown
         await self._cap({name: int(number) for name, number in known.items() if not name.endswith(" tries")})
@@ -141,17 +151,21 @@ class Ended:
                     found.append(name)
         return found
 
-    async def _unsettled(self) -> int:
-        """Records in the inbox that have not ended."""
-        count = 0
+    async def _unsettled(self) -> set[str]:
+        """Ids of the records in the inbox that have not ended, and of some that have."""
+        found: set[str] = set()
         for stream in self._bus.keys.inboxes(words.APP).values():
-            if not await self._bus.ask("EXISTS", stream):
-                continue
-            for row in await self._bus.ask("XINFO", "GROUPS", stream):
-                info = dict(zip(row[::2], row[1::2], strict=True))
-                lag = info.get(b"lag")
-                count += info[b"pending"] + (await self._bus.ask("XLEN", stream) if lag is None else lag)
-        return count
+            after = await first_unsettled(self._bus, stream)
+            while after:
+                rows = await self._bus.ask("XRANGE", stream, after, "+", "COUNT", _FEW)
+                for _, fields in rows:
+                    found |= {
+                        value.decode("utf-8", "replace")
+                        for name, value in zip(fields[::2], fields[1::2], strict=True)
+                        if name == b"id"
+                    }
+                after = f"({rows[-1][0].decode()}" if len(rows) == _FEW else ""
+        return found
 
     async def _dead(self) -> set[str]:
         """Ids of dead letters."""

@@ -7,6 +7,7 @@ TableError
 ├── Deleted       404  an update of an item that was deleted: what it says would be lost
 ├── Conflict      409  somebody else has written the item, or the write's condition does not hold
 ├── Failing       503  the cloud is there, and cannot do this now
+│   ├── Busy      503  it has too much to do, for whomever: no word against this one
 │   └── Forbidden 403  the cloud takes who we are, and does not allow this: somebody may yet allow it
 └── Away          503  the cloud, or the service that gives out tokens for it, cannot be used
 """
@@ -68,6 +69,12 @@ class Failing(TableError):
     code = "cloud_failing"
     status = 503
     passes = True
+
+
+class Busy(Failing):
+    """Throttled, or too slow. However often: the write is not to blame, and is not given up for it."""
+
+    code = "cloud_busy"
 
 
 class Forbidden(Failing):

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 from petalbus.daemon.bus.errors import BusError, HandlerError
 from petalbus.daemon.bus.handlers import Context
 from petalbus.handlers.database import words
+from petalbus.handlers.database.aside import Aside, Place, SetAside
 from petalbus.handlers.database.attempts import Attempts, Turns
 from petalbus.handlers.database.ended import Ended
-from petalbus.handlers.database.errors import NotThere, Refused, TableError
+from petalbus.handlers.database.errors import Busy, NotThere, Refused, TableError
 from petalbus.handlers.database.link import FIRST_WAIT_S, MOST_WAIT_S, GiveUp, Link, Tell
 from petalbus.handlers.database.numbers import Numbers, RecordNumber, Source
-from petalbus.handlers.database.older import Older
+from petalbus.handlers.database.older import Older, item_of
 from petalbus.handlers.database.tables import Done
 from petalbus.handlers.database.values import is_plain
 from petalbus.handlers.database.writes import Policy, Verdict, Write
@@ -37,14 +38,14 @@ HELD: Final = 256
 
 AT_ONCE: Final = 8
 MOST_TRIES: Final = 1500
-"""Answers 5xx to one write, one a minute at last, after which it is given up if others are done meanwhile: a day."""
+"""Answers 5xx to one write, one a minute at last, after which it is given up: a day. One counts if others were done
+since the one before."""
 
 _CROWD: Final = HELD * 3 // 4
-"""So many such at a time leave too little room for the others: then each is given up after ..."""
+"""So many such at a time leave too little room for the others: more of them are set aside, and come back."""
 
-_PART: Final = 25
-"""... this part of the tries: an hour."""
-
+_ASIDE_FIRST_S: Final = 1.0
+_ASIDE_MOST_S: Final = 60.0
 _MANY_ATTEMPTS: Final = 1_000_000
 _GRACE_S: Final = 0.2
 
@@ -105,6 +106,7 @@ class DatabaseHandler:
         self.local: Parked | None = None
         self.numbers = Numbers(bus)
         self._ended = Ended(bus)
+        self._aside = Aside(self.numbers.ask, bus.keys)
         self._older = Older()
         self._turns = Turns()
         self._failing = 0
@@ -118,6 +120,7 @@ class DatabaseHandler:
         bus = self._bus
         # its handlers wait for the cloud, they do not compute; some workers are left for questions
         bus.options = replace(bus.options, workers=HELD + 4, window=2 * HELD, stop_grace=_GRACE_S, sole=True)
+        bus.options = replace(bus.options, retry_first=_ASIDE_FIRST_S, retry_most=_ASIDE_MOST_S)
         bus.hold(words.WRITE)
         for kind, answer in ((words.STATUS, self._status), (words.RETRY, self._retry), (words.DROP, self._drop)):
             bus.on(kind, overtakes=lambda _record: True)(answer)
@@ -153,16 +156,30 @@ class DatabaseHandler:
         for name, work in (("state", self._tell_state()), ("ended", self._ended.run())):
             self._stack.push_async_callback(_cancelled, asyncio.create_task(work, name=f"database.{name}"))
 
-    async def carry(self, make: Callable[[str], Write], tell: Tell, source: Source, give_up: GiveUp) -> Done:
+    async def carry(
+        self,
+        make: Callable[[str], Write],
+        tell: Tell,
+        source: Source,
+        give_up: GiveUp,
+        *,
+        begun: Callable[[], None] = lambda: None,
+        place: Place | None = None,
+    ) -> Done:
         """Do a write, whenever that is possible, and after those of its item that came before.
 
-        ``make``: the write of a machine; ``source``: of its number. Raises TableError.
+        ``make``: the write of a machine; ``source``: of its number; ``begun``: called when it has its item's turn.
+        ``place``: of a record. Raises TableError; SetAside for what comes after a write that is set aside.
         """
         self._held += 1
         try:
             policy = self.options.policy_of
             attempt = Attempts(self.tables, make, source, machine=self._machine, policy=policy)
-            async with self._turns.of(attempt.looked_at()):
+            write = attempt.looked_at()
+            async with self._turns.of(write):
+                await self._aside.check(words.order_key(write.table, write.key, write.value), place)
+                begun()
+                await attempt.numbered()
                 done = await self.link.run(attempt, tell, give_up)
         except TableError as error:
             self._counts["refused"] += not error.passes
@@ -184,22 +201,24 @@ class DatabaseHandler:
         }
 
     async def _take(self, record: Record, context: Context) -> dict[str, Any]:
-        told: set[str] = set()
+        place = self._aside.place(item_of(record) or "", record.id)
 
         async def tell(reason: str) -> None:
-            if reason not in told:  # a reason is told once: the sender's inbox shall not fill up while we wait
-                told.clear()
-                told.add(reason)
+            if reason not in place.told:  # a reason is told once: the sender's inbox shall not fill up while we wait
+                place.told = {reason}
                 await context.progress({"state": "waiting", "error": reason})
 
         self._older.started(record)
-        for older in self._older.before(record):
+        async for older in self._older.before(record, self.numbers.ask):
             try:
-                await self._done(older, tell)
+                await self._done(older, tell, self._aside.place(place.item, older.id))
             except TableError as error:  # it says so itself, when it has its turn
                 log.info("write %s, which was stored before %s, is refused: %s", older.id, record.id, error)
         try:
-            done = await self._done(record, tell)
+            done = await self._done(record, tell, place)
+        except SetAside as error:
+            await tell(str(error))
+            raise HandlerError(str(error), retry=True) from None
         except NotThere as error:  # nothing was lost: there was nothing to delete
             self._ended.note(record.id, dead=False)
             raise HandlerError(str(error), error_code="NO_ITEM", data={"status": error.status}) from None
@@ -214,13 +233,22 @@ class DatabaseHandler:
         extra = {} if done.verdict is Verdict.APPLY else {done.verdict.value: True}
         return {"success": True, "data": plain_answer(done.answer), **extra}
 
-    async def _done(self, record: Record, tell: Tell) -> Done:
-        number, patience = record_number(record), _Patience(self, record.id)
+    async def _done(self, record: Record, tell: Tell, place: Place) -> Done:
+        number, patience, stays = record_number(record), _Patience(self, place), False
         source = RecordNumber(self.numbers, record.id, number, _own_number(record))
-        with patience:
-            return await self.carry(
-                lambda machine: Write.of(record.data, machine=machine, seq=number), tell, source, patience.over
-            )
+
+        def make(machine: str) -> Write:
+            return Write.of(record.data, machine=machine, seq=number)
+
+        try:
+            with patience:
+                return await self.carry(make, tell, source, patience.over, place=place)
+        except SetAside:
+            stays = True
+            raise
+        finally:
+            if not stays:
+                self._aside.drop(place)
 
     async def _tell_state(self) -> None:
         """Whether the cloud is away, where senders see it."""
@@ -265,34 +293,38 @@ class _Patience:
     When it serves none at all, they all wait for it.
     """
 
-    def __init__(self, handler: DatabaseHandler, record: str) -> None:
+    def __init__(self, handler: DatabaseHandler, place: Place) -> None:
         self._handler = handler
-        self._record = record
-        self._since: int | None = None
+        self._place = place
+        self._fails = False
 
     def __enter__(self) -> None:
         """Begin."""
 
     def __exit__(self, *exc: object) -> None:
-        if self._since is not None:
-            self._handler._failing -= 1
+        self._handler._failing -= self._fails
 
     async def over(self, error: TableError) -> TableError | None:
-        """Count a try. The end of it, if it was the last one."""
-        handler = self._handler
-        if self._since is None:
-            self._since = handler.link.successes
-            handler._failing += 1
-        tries, most = await handler.numbers.tried(self._record), handler.options.most_tries
-        is_crowded = handler._failing >= _CROWD
-        serves_others = handler.link.successes > self._since
-        if tries < most and not (is_crowded and serves_others and tries >= most // _PART):
+        """Count a try, if others were done since the last one. The end of it, if it was the last one of these.
+
+        SetAside, if too many others fail as well.
+        """
+        handler, place = self._handler, self._place
+        handler._failing += not self._fails
+        self._fails = True
+        successes = handler.link.successes
+        serves_others = place.seen is not None and successes > place.seen
+        place.seen = successes
+        if serves_others and not isinstance(error, Busy):
+            tries = await handler.numbers.tried(place.record)
+            if tries >= handler.options.most_tries:
+                end = Refused(f"given up after {tries} tries, while others were done: {error}", error.status)
+                end.code = "given_up"
+                return end
+        if handler._failing < _CROWD:
             return None
-        if not serves_others and not is_crowded:
-            return None
-        end = Refused(f"given up after {tries} tries, while others were done: {error}", error.status)
-        end.code = "given_up"
-        return end
+        handler._aside.put(place)
+        return SetAside(str(error))
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

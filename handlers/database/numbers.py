@@ -1,9 +1,12 @@
 """The numbers of this vehicle's writes: each larger than all before, and drawn by one process alone: the handler.
 
-A write gets its number at its first attempt, and keeps it: it is remembered by the record's id, until the record has
-ended in another way than as a dead letter. The last number is on the bus's server; a power cut may take its last
-seconds, although the cloud has writes with those numbers. So after a restart of the server it is raised, and when the
-cloud still has a higher number of ours it is raised above that one, and the write gets a new one.
+A write gets its number at its first turn at its item, also while the cloud is away: so it is on the disk before
+the write is done, and a power cut does not make it a new one. It keeps the number: it is remembered by the
+record's id, until the record has ended in another way than as a dead letter. The last number is on the bus's
+server; a power cut may take its last seconds, although the cloud has writes with those numbers. So after a restart
+of the server it is raised. A number just drawn is above all of ours: where the cloud has a higher one, ours were
+lost, and the write gets a new one. A number that was remembered may be older than a later write: it gets no new
+one.
 """
 
 from __future__ import annotations
@@ -61,13 +64,10 @@ end
 if ARGV[1] ~= '' then redis.call('HSET', KEYS[2], ARGV[1], number) end
 return {{number, 1}}
 """
-# ARGV: record's id or '', the number in the cloud, '1': certainly lost. Returns a new number, '' when none is due.
+# ARGV: record's id or '', the number in the cloud. Returns a new number, above that one, and above the last one:
+# others may have raised it meanwhile.
 _RECOVER: Final = f"""{_LAST}
-if over(ARGV[2], last) then
-  redis.call('SET', KEYS[1], ARGV[2])
-elseif ARGV[3] ~= '1' then
-  return ''
-end
+if over(ARGV[2], last) then redis.call('SET', KEYS[1], ARGV[2]) end
 redis.call('INCR', KEYS[1])
 local number = redis.call('GET', KEYS[1])
 if ARGV[1] ~= '' then redis.call('HSET', KEYS[2], ARGV[1], number) end
@@ -86,7 +86,7 @@ log = logging.getLogger(__name__)
 
 
 class Drawn(NamedTuple):
-    """A number. ``fresh``: no attempt with it was ever made."""
+    """A number. ``fresh``: drawn just now, so larger than all of ours; neither remembered nor brought along."""
 
     number: int
     fresh: bool
@@ -98,8 +98,8 @@ class Source(Protocol):
     async def draw(self) -> Drawn:
         """Its number; the same at each call. Raises Refused for one that cannot be."""
 
-    async def again(self, stored: int, *, lost: bool) -> int | None:
-        """The cloud has ``stored`` of this machine: a new number if ours were lost, else None. ``lost``: they were."""
+    async def again(self, stored: int) -> int | None:
+        """Ours were lost: the cloud has ``stored`` of this machine. A new number; None if ``stored`` can be none."""
 
 
 class Numbers:
@@ -128,15 +128,13 @@ class Numbers:
         number, fresh = await self.ask("EVAL", _DRAW, 2, *self._keys, record, max(1, lowest), asked, AHEAD)
         if not number:
             raise Refused(f"seq {own} is more than a day ahead of this vehicle's numbers and of its clock")
-        return Drawn(int(number), bool(fresh))
+        return Drawn(int(number), bool(fresh) and own is None)  # its own may have been used under another id
 
-    async def recover(self, record: str, stored: int, *, lost: bool) -> int | None:
+    async def recover(self, record: str, stored: int) -> int | None:
         """See ``Source.again``."""
         if not 0 < stored < MOST:
             return None
-        number = await self.ask("EVAL", _RECOVER, 2, *self._keys, record, stored, int(lost))
-        if not number:
-            return None
+        number = await self.ask("EVAL", _RECOVER, 2, *self._keys, record, stored)
         log.warning("the last numbers of this vehicle's writes were lost: the cloud has %d, going on with it", stored)
         return int(number)
 
@@ -169,6 +167,6 @@ class RecordNumber:
         """See Source."""
         return await self._numbers.draw(self._record, self._lowest, self._own)
 
-    async def again(self, stored: int, *, lost: bool) -> int | None:
+    async def again(self, stored: int) -> int | None:
         """See Source."""
-        return await self._numbers.recover(self._record, stored, lost=lost)
+        return await self._numbers.recover(self._record, stored)

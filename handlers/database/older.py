@@ -7,7 +7,8 @@ when their own turn comes, the cloud has them.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
 
 from petalbus.daemon.bus.keys import GROUP
 from petalbus.handlers.database import words
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 MOST_BYTES: Final = 64 << 20
 _PAGE: Final = 100
 
+Ask = Callable[..., Awaitable[Any]]
+"""One command to the bus's server."""
+
 log = logging.getLogger(__name__)
 
 
@@ -31,15 +35,17 @@ class Older:
 
     def __init__(self) -> None:
         self._of: dict[str, dict[str, Record]] = {}
+        self._windows: tuple[str, str] = ("", "")
 
     async def look(self, bus: Bus) -> None:
         """Find them, 64 MiB at most. Raises BusError."""
         stream, size = bus.keys.inbox(words.APP, Priority.NORMAL), 0
-        after = await _first(bus, stream)
+        self._windows = (bus.keys.ids, bus.keys.ids_before)
+        after = await first_unsettled(bus, stream)
         while after:
             rows = await bus.ask("XRANGE", stream, after, "+", "COUNT", _PAGE)
             found = [record for entry, fields in rows if (record := _record(entry, fields)) is not None]
-            for record in await self._unsettled(bus, found):
+            for record in await self._unsettled(bus.ask, found):
                 size += len(record.raw)
                 if (key := item_of(record)) is not None:
                     self._of.setdefault(key, {})[record.id] = record
@@ -50,11 +56,16 @@ class Older:
                 return
             after = f"({rows[-1][0].decode()}"
 
-    def before(self, record: Record) -> list[Record]:
-        """Those that must be done before this one: they are told once."""
+    async def before(self, record: Record, ask: Ask) -> AsyncIterator[Record]:
+        """Those that must be done before this one: they are told once, and not when they have ended meanwhile.
+
+        ``ask``: asks the bus's server, and waits for it.
+        """
         if not self._of or record.priority != Priority.HIGH:
-            return []
-        return list(self._of.pop(item_of(record) or "", {}).values())
+            return
+        for older in list(self._of.pop(item_of(record) or "", {}).values()):
+            if await self._unsettled(ask, [older]):  # somebody may have cancelled it
+                yield older
 
     def started(self, record: Record) -> None:
         """This one has its turn."""
@@ -64,11 +75,11 @@ class Older:
             if not self._of[key]:
                 del self._of[key]
 
-    async def _unsettled(self, bus: Bus, records: list[Record]) -> list[Record]:
+    async def _unsettled(self, ask: Ask, records: list[Record]) -> list[Record]:
         if not records:
             return []
         ids = [record.id for record in records]
-        now, before = [await bus.ask("HMGET", window, *ids) for window in (bus.keys.ids, bus.keys.ids_before)]
+        now, before = [await ask("HMGET", window, *ids) for window in self._windows]
         states = [(one or other or b"")[:1] for one, other in zip(now, before, strict=True)]
         return [record for record, state in zip(records, states, strict=True) if state in (b"q", b"p")]
 
@@ -82,7 +93,7 @@ def item_of(record: Record) -> str | None:
         return None
 
 
-async def _first(bus: Bus, stream: str) -> str:
+async def first_unsettled(bus: Bus, stream: str) -> str:
     """Where to begin to read: before that all have ended. Empty where nothing waits."""
     if not await bus.ask("EXISTS", stream):
         return ""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from petalbus.handlers.database.errors import Away, Failing, Forbidden, NotThere, Refused, TableError
+from petalbus.handlers.database.errors import Away, Busy, Failing, Forbidden, NotThere, Refused, TableError
 from petalbus.handlers.database.tables import MAX_ANSWER_BYTES, Done, Tables
 from petalbus.handlers.database.tokens import NoToken, Tokens
 from petalbus.handlers.database.urls import hide_in_log, shown_url
@@ -248,7 +248,9 @@ class HttpTables(Tables):
             raise Refused(f"{path}: the cloud says that it has not done it: {text}", 502)
         if status == 403:
             raise Forbidden(f"{path}: the cloud takes our token, and answered 403: {text}")
-        if status >= 500 or status in _BUSY:
+        if status in _BUSY:
+            raise Busy(f"{path}: the cloud answered {status}: {text}")
+        if status >= 500:
             raise Failing(f"{path}: the cloud answered {status}: {text}")
         if status >= 400:
             raise Refused(f"{path}: the cloud answered {status}: {text}", status)

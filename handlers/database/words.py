@@ -27,7 +27,7 @@ def number_key(keys: Keys) -> str:
 
 
 def numbers_key(keys: Keys) -> str:
-    """The hash of numbers by record: of those that were tried and have not ended, and of dead letters."""
+    """The hash of numbers by record: of those that had their turn and have not ended, and of dead letters."""
     return f"{keys.prefix}database:numbers"
 
 

@@ -43,6 +43,12 @@ class Rule:
     happened: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+async def settled() -> None:
+    """Some turns of the loop."""
+    for _ in range(4):
+        await asyncio.sleep(0)
+
+
 class Wire:
     """``async with Wire(server.url) as wire``: clients use ``wire.url``."""
 
@@ -79,6 +85,7 @@ class Wire:
         if self._server is None:
             return
         self._server.close()
+        await settled()  # what is just being accepted is among the writers then
         for writer in list(self._writers):
             writer.transport.abort()
         for task in list(self._tasks):

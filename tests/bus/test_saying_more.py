@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -53,6 +54,21 @@ async def test_a_refusal_may_be_kept_as_a_dead_letter(clients: Clients) -> None:
     assert "ZeroDivisionError: division by zero" in letter.detail
     assert await gcs.status("m1") is Status.FAILED
     assert await pending(app, "app") == 0
+
+
+async def test_who_asks_again_gets_the_refusal_and_not_what_else_was_written(clients: Clients) -> None:
+    """I2: the reply is remembered, not the dead letter; their ids look alike, and here they differ for certain."""
+    app, gcs = clients.make("app"), await clients.open("gcs")
+
+    @app.on("one")
+    async def one(record: Record) -> None:
+        raise HandlerError("no", dead=True)
+
+    await app.start()
+    await app.call("XADD", app.keys.dead("app"), f"{(int(time.time()) + 3600) * 1000}-0", "an", "older one")
+    for _ in range(2):
+        with pytest.raises(ReplyError, match="no"):
+            await gcs.request("app", "one", {}, id="m1")
 
 
 async def test_what_was_handed_over_is_acknowledged_and_answered_later(clients: Clients) -> None:

@@ -40,6 +40,8 @@ class HttpEnd:
         server, self._server = self._server, None
         if server is not None:
             server.close()
+            for _ in range(4):  # what is just being accepted is among the writers then
+                await asyncio.sleep(0)
             for writer in list(self._writers):
                 writer.transport.abort()
 

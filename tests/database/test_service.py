@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from petalbus.daemon.config import ConfigError, load
 from petalbus.daemon.http import cloud as cloud_routes
 from petalbus.handlers.database import tokens
-from petalbus.handlers.database.errors import Away, Deleted, Failing, Forbidden, Refused, TableError
+from petalbus.handlers.database.errors import Away, Busy, Deleted, Failing, Forbidden, Refused, TableError
 from petalbus.handlers.database.service import Addresses, HttpTables
 from petalbus.handlers.database.tokens import NoToken
 from petalbus.handlers.database.urls import shown_url
@@ -143,7 +143,7 @@ async def test_an_answer_that_says_nothing(
     [
         ({"success": False, "error": "locked"}, Refused, 502),
         ({"error": "no such column", "status": 422}, Refused, 422),
-        ({"success": False, "statusCode": 429}, Failing, 503),
+        ({"success": False, "statusCode": 429}, Busy, 503),
         ({"error": "broken", "status": 500, "id": "request-1"}, Failing, 503),
         ({"error": "token", "status": 401}, NoToken, 403),
     ],

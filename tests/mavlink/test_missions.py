@@ -144,7 +144,8 @@ async def test_a_vehicle_that_vanishes(open_ground: Callable[..., Any], autopilo
         await asyncio.sleep(0.3)
         sim._asleep_until = loop.time() + 60.0
         began = loop.time()
-        with pytest.raises(MissionTimeout) as caught:
+        # on a busy machine an item goes twice: its refusal may be the last that is heard
+        with pytest.raises((MissionTimeout, MissionRefused)) as caught:
             await under_way
         assert loop.time() - began < 8.0
         assert 0 < caught.value.done < 300

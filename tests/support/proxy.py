@@ -41,6 +41,7 @@ class Proxy:
         self.url = ""
         self.connections = 0
         self.refusing = False
+        self._accepting = 0
         self._target = urlsplit(target)
         self._tcp = tcp
         self._fragment = fragment
@@ -66,11 +67,11 @@ class Proxy:
     ) -> None:
         assert self._server is not None
         self._server.close()
+        self.refusing = True
         self.resume()
-        for connection in list(self._open):
-            connection.cut()
-        while self._open:
-            await asyncio.wait({connection.done for connection in self._open}, timeout=5)
+        while self._open or self._accepting:  # again and again: one may just have been accepted
+            self.cut()
+            await asyncio.sleep(0.01)
         self._cleanup.close()
 
     def lose_reply_to(self, word: bytes = b"") -> asyncio.Event:
@@ -114,6 +115,7 @@ class Proxy:
         if self.refusing:
             writer.transport.abort()
             return
+        self._accepting += 1
         try:
             if self._target.scheme == "unix":
                 upstream = await asyncio.open_unix_connection(unquote(self._target.path))
@@ -122,6 +124,8 @@ class Proxy:
         except OSError:
             writer.transport.abort()
             return
+        finally:
+            self._accepting -= 1
         connection = _Connection(self, (reader, writer), upstream, self._fragment)
         self._open.add(connection)
         await connection.run()

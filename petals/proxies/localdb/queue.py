@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -34,7 +34,8 @@ _TURN: Final = """
     )
     ORDER BY attempts, seq LIMIT ?
 """
-_ITEMS: Final = _TURN.replace("WHERE parked = 0", f"WHERE parked = 0 AND {_IS_ITEM}", 1)
+_IS_WANTED: Final = f"{_IS_ITEM} AND seq NOT IN (SELECT value FROM json_each(?))"  # noqa: S608  # our own words
+_ITEMS: Final = _TURN.replace("WHERE parked = 0", f"WHERE parked = 0 AND {_IS_WANTED}", 1)
 _PARKED: Final = """
     SELECT seq, key, operation, body, attempts, error, made, number FROM petalbus_sync
     WHERE parked = 1 ORDER BY seq LIMIT ?
@@ -81,9 +82,12 @@ class SyncQueue(BaseProxy):
         """What may be carried now: the oldest change of each key, those that failed less often first."""
         return await self._own(lambda connection: _changes(connection, _TURN, limit), writes=False)
 
-    async def sync_items(self, limit: int = 100) -> list[Change]:
-        """As ``sync_pending``, of those that item calls have appended: the daemon carries these to the cloud."""
-        return await self._own(lambda connection: _changes(connection, _ITEMS, limit), writes=False)
+    async def sync_items(self, limit: int = 100, without: Collection[int] = ()) -> list[Change]:
+        """As ``sync_pending``, of those that item calls have appended: the daemon carries these to the cloud.
+
+        ``without``: ``seq`` of changes that are not wanted, because they are under way.
+        """
+        return await self._own(lambda connection: _items(connection, limit, without), writes=False)
 
     async def sync_waiting(self) -> list[dict[str, Any]]:
         """How many changes of items wait: ``table``, ``waiting``, ``oldest`` (microseconds of the wall clock)."""
@@ -102,10 +106,10 @@ class SyncQueue(BaseProxy):
         """These were carried: forget them. How many of them were there."""
         return await self._own(atomically(lambda connection: _remove(connection, seqs)), writes=True)
 
-    async def sync_fail(self, seq: int, error: str, *, park: bool = False) -> bool:
-        """It was not carried: count the attempt. ``park``: give it up, and keep it. False: there is no such change."""
-        change = "UPDATE petalbus_sync SET attempts = attempts + 1, error = ?, parked = max(parked, ?) WHERE seq = ?"
-        params = (str(error)[:_ERROR_LENGTH], int(park), seq)
+    async def sync_fail(self, seq: int, error: str, *, park: bool = False, counts: bool = True) -> bool:
+        """It was not carried. ``park``: give it up, and keep it. ``counts``: as an attempt. False: no such change."""
+        change = "UPDATE petalbus_sync SET attempts = attempts + ?, error = ?, parked = max(parked, ?) WHERE seq = ?"
+        params = (int(counts), str(error)[:_ERROR_LENGTH], int(park), seq)
         return await self._own(lambda connection: connection.execute(change, params).rowcount > 0, writes=True)
 
     async def sync_number(self, seq: int, number: int) -> bool:
@@ -137,13 +141,13 @@ class SyncQueue(BaseProxy):
         raise NotImplementedError
 
 
-def read_items(file: Path, limit: int) -> list[Change]:
+def read_items(file: Path, limit: int, without: Collection[int] = ()) -> list[Change]:
     """``sync_items`` of a file that nobody here has open, and that is not kept open. Blocks. Raises sqlite3.Error."""
     # not read-only: the log of somebody who was killed must be read, too
     connection = sqlite3.connect(f"{file.resolve().as_uri()}?mode=rw", uri=True, timeout=1.0, isolation_level=None)
     try:
         connection.execute("PRAGMA query_only = ON")
-        return _changes(connection, _ITEMS, limit)
+        return _items(connection, limit, without)
     finally:
         connection.close()
 
@@ -186,8 +190,12 @@ def _facts(connection: sqlite3.Connection) -> dict[str, int]:
     return dict(connection.execute("SELECT name, value FROM petalbus_facts").fetchall())
 
 
-def _changes(connection: sqlite3.Connection, query: str, limit: int) -> list[Change]:
-    found = connection.execute(query, (max(1, min(limit, 1000)),)).fetchall()
+def _items(connection: sqlite3.Connection, limit: int, without: Collection[int]) -> list[Change]:
+    return _changes(connection, _ITEMS, limit, orjson.dumps(list(without)).decode())
+
+
+def _changes(connection: sqlite3.Connection, query: str, limit: int, *params: str) -> list[Change]:
+    found = connection.execute(query, (*params, max(1, min(limit, 1000)))).fetchall()
     return [Change(seq, key, operation, orjson.loads(body), *rest) for seq, key, operation, body, *rest in found]
 
 
