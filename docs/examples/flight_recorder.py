@@ -22,6 +22,12 @@ ARMED = 128  # MAV_MODE_FLAG_SAFETY_ARMED
 AGAIN_SECONDS = 2.0
 
 
+def digest_of(file: Path) -> str:
+    """SHA-256, in little memory: logs are large."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 class FlightRecorder(Petal):
     """Looks for logs when it starts, and whenever the vehicle has been disarmed."""
 
@@ -30,7 +36,8 @@ class FlightRecorder(Petal):
 
     def __init__(self) -> None:
         super().__init__()
-        self.disarmed = asyncio.Event()
+        self.armed = True  # nobody knows yet: then as if it flew
+        self.landed = asyncio.Event()
 
     def get_required_proxies(self) -> list[str]:
         """Neither has to reach the cloud for that."""
@@ -38,6 +45,7 @@ class FlightRecorder(Petal):
 
     async def async_startup(self) -> None:
         """Follow the vehicle."""
+        await asyncio.to_thread(FOLDER.mkdir, parents=True, exist_ok=True)
         self.get_proxy("ext_mavlink").register_handler("HEARTBEAT", self.heartbeat)
         self.collecting = asyncio.create_task(self.collect(), name="flight-recorder")
 
@@ -47,28 +55,33 @@ class FlightRecorder(Petal):
         await asyncio.gather(self.collecting, return_exceptions=True)
 
     async def heartbeat(self, message: Any) -> None:
-        """A vehicle that flies is left alone: its log is not complete."""
+        """Notice that it was disarmed; while it is armed its log is not complete."""
         if message.get_srcComponent() == 1:
-            if message.base_mode & ARMED:
-                self.disarmed.clear()
-            else:
-                self.disarmed.set()
+            was_armed, self.armed = self.armed, bool(message.base_mode & ARMED)
+            if was_armed and not self.armed:
+                self.landed.set()
 
     async def collect(self) -> None:
-        """After each flight bring what is new; a link to the vehicle that breaks is waited for."""
-        seen: set[str] = set()
+        """After each flight bring what is new; what fails, such as the link to the vehicle, is tried again."""
         while True:
-            await self.disarmed.wait()
+            await self.landed.wait()
+            self.landed.clear()
             try:
-                ftp = self.get_proxy("ftp_mavlink")
-                found = await ftp.list_ulogs() if ftp is not None else []
-                for log in reversed(found):  # the oldest first
-                    if log.remote_path not in seen:
-                        await self.keep(ftp, log)
-                        seen.add(log.remote_path)
+                await self.keep_all()
             except Exception:
                 self.logger.exception("the logs are looked for again")
+                self.landed.set()
             await asyncio.sleep(AGAIN_SECONDS)
+
+    async def keep_all(self) -> None:
+        """Look once. A flight that begins meanwhile is left for the next look."""
+        ftp = self.get_proxy("ftp_mavlink")
+        if ftp is None:
+            raise RuntimeError("the vehicle is away")
+        for log in reversed(await ftp.list_ulogs()):  # the oldest first
+            if self.armed:
+                return
+            await self.keep(ftp, log)
 
     async def keep(self, ftp: Any, log: Any) -> None:
         """The file first, then the order to upload it, then the row: what is cut off between begins again here."""
@@ -81,7 +94,7 @@ class FlightRecorder(Petal):
             await ftp.download_ulog(log.remote_path, file, threading.Event())
         key = f"{db.machine_id}/flight-logs/{name}"
         await bucket.upload_later(file, custom_s3_key=key, upload_id=f"flight-log-{db.machine_id}-{name}")
-        digest = await asyncio.to_thread(lambda: hashlib.sha256(file.read_bytes()).hexdigest())
+        digest = await asyncio.to_thread(digest_of, file)
         row = {"s3_key": key, "bytes": log.size_bytes, "utc": log.utc, "sha256": digest}
         told = await db.set_item(TABLE, "id", name, row, sync=True)
         if "error" in told:

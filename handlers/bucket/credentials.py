@@ -12,8 +12,8 @@ import math
 import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import urlsplit
 
+from petalbus.daemon.bus.hiding import hide_in_log, shown_url
 from petalbus.handlers.bucket.errors import Away, BucketError, Denied, NoTokens
 
 if TYPE_CHECKING:
@@ -44,11 +44,14 @@ class Fetched(NamedTuple):
 async def fetch(url: str, *, timeout: float) -> Fetched:
     """Ask the service once: POST, both shapes of its answer; it is never shown. Raises Away, NoTokens or Denied."""
     httpx: Any = await asyncio.to_thread(_httpx)
+    hide_in_log()
     try:
         async with httpx.AsyncClient(timeout=timeout) as client:
             answer = await client.post(url)
     except httpx.HTTPError as error:
-        raise Away(f"the session token service at {_shown(url)} cannot be reached: {type(error).__name__}") from error
+        raise Away(
+            f"the session token service at {shown_url(url)} cannot be reached: {type(error).__name__}"
+        ) from error
     if answer.status_code >= 300:
         # only a clear no is one: anything else may be a gateway, or the page of a network that wants a login
         kind = Denied if answer.status_code in _NO else NoTokens
@@ -150,12 +153,6 @@ class Credentials:
 
 def _seconds_left(kept: dict[str, str]) -> float:
     return (datetime.fromisoformat(kept["expiry_time"]) - datetime.now(UTC)).total_seconds()
-
-
-def _shown(url: str) -> str:
-    """A URL without user, password and query: they may be secrets."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 def _httpx() -> Any:

@@ -9,11 +9,11 @@ from contextlib import AsyncExitStack, suppress
 from importlib import import_module
 from typing import Any, Final, Protocol
 
+from petalbus.daemon.bus.hiding import shown_url
 from petalbus.handlers.database import conditions
 from petalbus.handlers.database.dynamo_errors import Changed, Expired, translated
 from petalbus.handlers.database.errors import Away, Conflict, Failing, Forbidden, NotThere, Refused, TableError
 from petalbus.handlers.database.tables import MAX_ANSWER_BYTES, MAX_ROWS, Done, Tables
-from petalbus.handlers.database.urls import shown_url
 from petalbus.handlers.database.values import from_members, to_attribute
 from petalbus.handlers.database.writes import (
     BY,

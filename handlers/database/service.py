@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from petalbus.daemon.bus.hiding import hide_in_log, shown_url
 from petalbus.handlers.database.errors import Away, Busy, Failing, Forbidden, NotThere, Refused, TableError
 from petalbus.handlers.database.tables import MAX_ANSWER_BYTES, Done, Tables
 from petalbus.handlers.database.tokens import NoToken, Tokens
-from petalbus.handlers.database.urls import hide_in_log, shown_url
 from petalbus.handlers.database.writes import (
     BY,
     INSTANCES,

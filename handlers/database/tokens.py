@@ -9,8 +9,8 @@ import time
 from datetime import datetime
 from typing import Any, Final
 
+from petalbus.daemon.bus.hiding import hide_in_log, shown_url
 from petalbus.handlers.database.errors import Away
-from petalbus.handlers.database.urls import hide_in_log, shown_url
 
 AHEAD_SECONDS: Final = 60.0
 ASSUMED_SECONDS: Final = 900.0

@@ -16,6 +16,8 @@ import pytest
 
 from petalbus.daemon.bus.errors import ReplyError
 from petalbus.handlers.bucket import kept as kept_module
+from petalbus.handlers.bucket.credentials import fetch
+from petalbus.handlers.bucket.errors import Away, NoTokens
 from petalbus.handlers.bucket.kept import KeptCredentials, delete_kept
 
 from .conftest import MACHINE, World
@@ -52,8 +54,27 @@ class Vault:
         return await self.world.result(await self.world.send(path), path)
 
     async def away(self) -> None:
-        """The token service is gone; nobody listens there."""
-        await self.world.tokens.__aexit__()
+        """See ``service_away``."""
+        await service_away(self.world)
+
+
+async def test_the_services_address_keeps_its_secrets(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """S-069: neither the log nor an error shows a password or a query that stands in the URL."""
+    secret = world.tokens.url.replace("//", "//user:pass-word@") + "?key=hidden"
+    with caplog.at_level(logging.INFO):
+        with pytest.raises(NoTokens):
+            world.tokens.status = 500
+            await fetch(secret, timeout=5)
+        await service_away(world)
+        with pytest.raises(Away) as caught:
+            await fetch(secret, timeout=5)
+    assert "HTTP Request" in caplog.text
+    assert not any(word in caplog.text + str(caught.value) for word in ("pass-word", "hidden"))
+
+
+async def service_away(world: World) -> None:
+    """The token service is gone; nobody listens there."""
+    await world.tokens.__aexit__()
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from petalbus.daemon.bus.hiding import shown_url
 from petalbus.daemon.config import ConfigError, load
 from petalbus.daemon.http import cloud as cloud_routes
 from petalbus.handlers.database import tokens
 from petalbus.handlers.database.errors import Away, Busy, Deleted, Failing, Forbidden, Refused, TableError
 from petalbus.handlers.database.service import Addresses, HttpTables
 from petalbus.handlers.database.tokens import NoToken
-from petalbus.handlers.database.urls import shown_url
 from petalbus.handlers.database.writes import Operation, Policy, Verdict, Write
 from petalbus.petals.proxies.localdb import LocalDBProxy
 

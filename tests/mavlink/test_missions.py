@@ -144,9 +144,13 @@ async def test_a_vehicle_that_vanishes(open_ground: Callable[..., Any], autopilo
         await asyncio.sleep(0.3)
         sim._asleep_until = loop.time() + 60.0
         began = loop.time()
-        # on a busy machine an item goes twice: its refusal may be the last that is heard
         with pytest.raises((MissionTimeout, MissionRefused)) as caught:
             await under_way
+        if isinstance(caught.value, MissionRefused):
+            # on a busy machine an item goes twice, and what ArduPilot says to that may be the last that is heard
+            assert (autopilot.name, "INVALID_SEQUENCE" in str(caught.value)) == ("ardupilot", True)
+            assert loop.time() - began < 8.0
+            continue
         assert loop.time() - began < 8.0
         assert 0 < caught.value.done < 300
         assert caught.value.detail == {"done": caught.value.done, "total": 300}

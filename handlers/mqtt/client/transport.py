@@ -204,7 +204,7 @@ class ClientTransport:
             level = logging.WARNING if state.reason else logging.INFO
             if state.problem == "client_absent" and not self._options.expected:
                 level = logging.DEBUG
-            log.log(level, "the MQTT client program: %s", state.reason or "connected")
+            log.log(level, "the MQTT client program: %s", state.reason or state.phase.value)
         if (changed or again) and self._receiver is not None:
             self._receiver.link_changed(state)
 

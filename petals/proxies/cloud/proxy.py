@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
-from petalbus.handlers.database.urls import shown_url
+from petalbus.daemon.bus.hiding import shown_url
 from petalbus.handlers.database.writes import Operation
 from petalbus.petals.proxies.base import BaseProxy
 from petalbus.petals.proxies.cloud.batch import summary, write_all

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from petalbus.handlers.database.urls import hide_in_log, shown_url
+from petalbus.daemon.bus.hiding import hide_in_log, shown_url
 from petalbus.petals.proxies.errors import ProxyError, ProxyNotReady, ProxyTimeout
 from petalbus.petals.proxies.localdb.errors import DatabaseError
 from petalbus.petals.proxies.localdb.items import INSTANCES, OWNER, Filter, Item, ItemStore, NoItem
