@@ -49,29 +49,31 @@ class Address:
 def parse(url: str) -> Address:
     """Read an address; raises ValueError that says what is wrong and shows a correct one."""
     parts = urlsplit(url)
+    secret, at, _ = parts.netloc.rpartition("@")
+    shown = url.replace(secret + at, "", 1)  # an error is no place for a password
     query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     unknown = sorted(query.keys() - {"ca", "cert", "key", "verify"})
     if unknown:
         raise ValueError(
-            f"address {url!r} has the unknown parameter {unknown[0]!r}; there are ca, cert, key and verify"
+            f"address {shown!r} has the unknown parameter {unknown[0]!r}; there are ca, cert, key and verify"
         )
     if parts.scheme != "unix" and parts.path not in ("", "/", "/0"):
-        raise ValueError(f"address {url!r} names database {parts.path[1:]!r}; a bus has its server's database 0")
+        raise ValueError(f"address {shown!r} names database {parts.path[1:]!r}; a bus has its server's database 0")
     files = {name: query.get(name) for name in ("ca", "cert", "key")}
     user = unquote(parts.username) if parts.username else None
     password = unquote(parts.password) if parts.password else None
     if parts.scheme == "unix":
         if not parts.path:
-            raise ValueError(f"address {url!r} has no socket path; write unix:///path/to/bus.sock")
+            raise ValueError(f"address {shown!r} has no socket path; write unix:///path/to/bus.sock")
         return Address(url, path=unquote(parts.path), username=user, password=password)
     if parts.scheme not in ("redis", "rediss"):
         raise ValueError(
-            f"address {url!r} is not understood; write unix:///path, redis://host:6379 or rediss://host:6379"
+            f"address {shown!r} is not understood; write unix:///path, redis://host:6379 or rediss://host:6379"
         )
     try:
         port = parts.port or 6379
     except ValueError as error:
-        raise ValueError(f"address {url!r}: {error}") from None
+        raise ValueError(f"address {shown!r}: {error}") from None
     return Address(
         url,
         host=parts.hostname or "127.0.0.1",

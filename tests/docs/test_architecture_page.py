@@ -25,7 +25,7 @@ def test_every_file_that_the_tour_names_is_there() -> None:
 
 def test_every_file_of_the_bus_core_is_on_the_tour() -> None:
     """But for helpers that explain themselves."""
-    helpers = {"__init__", "durability", "errors", "keys", "options", "ratelimit", "scripts", "url"}
+    helpers = {"__init__", "durability", "errors", "hiding", "keys", "options", "ratelimit", "scripts", "url"}
     files = {path.stem for path in (ROOT / "daemon" / "bus").glob("*.py")} - helpers
     assert files - set(re.findall(r"daemon/bus/(\w+)\.py", prose(PAGE))) == set()
 

@@ -165,7 +165,14 @@ def test_heartbeats_pass_through_the_same_states(kind: str) -> None:
         seen = [key for key, _ in groupby((beat.base_mode, beat.custom_mode, beat.system_status) for beat in beats)]
         return seen[1:] if seen[0][2] in (0, 1) else seen  # the session begins with the boot, ours after it
 
-    assert states(replayed(kind).peer.heard) == states([message for way, message in messages(kind) if way == "down"])
+    real = states([message for way, message in messages(kind) if way == "down"])
+    simulated = states(replayed(kind).peer.heard)
+    if kind == "px4":  # it tells its state once a second, ours fifty times: armed, and not yet told to take off
+        held, taking_off = simulated[0], real[1]
+        moment = (taking_off[0], held[1], taking_off[2])
+        assert moment not in real
+        simulated = [state for state in simulated if state != moment]
+    assert simulated == real
 
 
 def test_px4_tells_how_far_a_mission_is_in_the_same_words() -> None:
