@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from importlib import import_module
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from petalbus.daemon.bus.hiding import shown_url
 from petalbus.handlers.database import conditions
@@ -34,6 +35,7 @@ _ATTEMPTS: Final = 8
 _FIRST_WAIT: Final = 0.05
 _LOOKS: Final = 4
 _CONNECTIONS: Final = 8
+_Answer = TypeVar("_Answer")
 _TABLE: Final = re.compile(r"[A-Za-z0-9_.-]{3,255}")
 
 
@@ -84,7 +86,7 @@ class DynamoTables(Tables):
 
     async def get(self, machine: str, table: str, key: str, value: str) -> Item:
         """One item, as it is at this moment."""
-        item = from_members(await self._read(table, key, value))
+        item = from_members(await _patiently(lambda: self._read(table, key, value)))
         if not is_ours(item, machine, table, value):
             raise NotThere(missing(table, key, value))
         return shown(item)
@@ -96,7 +98,7 @@ class DynamoTables(Tables):
         size = 0
         more: dict[str, Any] = {}
         while True:
-            answer = await self._call("scan", table, **wanted, **more)
+            answer = await _patiently(partial(self._call, "scan", table, **wanted, **more))
             for one in answer.get("Items", []):
                 found.append(shown(from_members(one)))
                 size += len(repr(one))
@@ -146,7 +148,7 @@ class DynamoTables(Tables):
                     if away:  # it would be so for all that are left
                         failed[value] = away[0]
                     else:
-                        await self._write_patiently(one)
+                        await _patiently(partial(self.write, one, None))
                 except TableError as error:
                     failed[value] = str(error)
                     if error.away:
@@ -161,18 +163,6 @@ class DynamoTables(Tables):
         """Close the connections."""
         self._client = None
         await self._stack.aclose()
-
-    async def _write_patiently(self, write: Write) -> None:
-        """Without a policy. What the cloud cannot do just now it is asked for again after a pause."""
-        for attempt in range(_ATTEMPTS):
-            try:
-                await self.write(write, None)
-            except Failing as error:
-                if attempt == _ATTEMPTS - 1 or isinstance(error, Forbidden):
-                    raise
-                await asyncio.sleep(_FIRST_WAIT * 2.0**attempt)
-            else:
-                return
 
     async def _send(self, write: Write, name: str, arguments: dict[str, Any]) -> Item:
         answer = await self._call(name, write.table, **arguments)
@@ -239,3 +229,19 @@ class DynamoTables(Tables):
         session._credentials = made.made  # the library's own recipe
         session.get_component("data_loader").load_service_model("dynamodb", "service-2")
         return made, session
+
+
+async def _patiently(call: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    """What the cloud cannot do just now it is asked for again after a pause.
+
+    That matters most for a large scan: a table's provisioned capacity is less than its second page, and who began
+    anew each time would never see the third.
+    """
+    for attempt in range(_ATTEMPTS - 1):
+        try:
+            return await call()
+        except Forbidden:
+            raise
+        except Failing:
+            await asyncio.sleep(_FIRST_WAIT * 2.0**attempt)
+    return await call()

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from petalbus.handlers.database.errors import Away, Busy, Failing, Forbidden, NotThere, Refused, TableError
+from petalbus.handlers.database.errors import Away, Busy, Failing, Forbidden, NoTable, NotThere, Refused, TableError
 from petalbus.handlers.database.tokens import NoToken
 
 _EXPIRED: Final = (
@@ -19,6 +19,7 @@ _EXPIRED: Final = (
     "IncompleteSignature",
     "IncompleteSignatureException",
     "InvalidClientTokenId",
+    "RequestExpired",
 )
 _BUSY: Final = (
     "ProvisionedThroughputExceededException",
@@ -33,10 +34,15 @@ _BUSY: Final = (
     "LimitExceededException",
     "TransactionConflictException",
     "TransactionInProgressException",
+    "ReplicatedWriteConflictException",
+    "PriorRequestNotComplete",
+    "BandwidthLimitExceeded",
 )
 _FAILING: Final = ("ItemCollectionSizeLimitExceededException",)
-_FORBIDDEN: Final = ("AccessDeniedException", "AccessDenied")
+_FORBIDDEN: Final = ("AccessDeniedException", "AccessDenied", "OptInRequired")
 """Said of one table or one call, by who takes our credentials."""
+_NO_TABLE: Final = "ResourceNotFoundException"
+"""Said of a table that is being made or restored, too, and where the prefix or the region is wrong for a while."""
 
 _IN_ITS_PLACE: Final = (0, 401, 403, 404, 407)
 _CHANGED: Final = "ConditionalCheckFailedException"
@@ -91,8 +97,9 @@ def _in_our_words(answer: Mapping[str, Any], call: str, *, last: bool) -> TableE
         return Busy(f"{call}: the cloud answered {code or status}: {message}")
     if code in _FAILING or status >= 500:
         return Failing(f"{call}: the cloud answered {code or status}: {message}")
-    if code in _FORBIDDEN:
-        return Forbidden(f"{call}: the cloud answered {code}: {message}")
+    if code in _FORBIDDEN or code == _NO_TABLE:
+        forbidden = NoTable if code == _NO_TABLE else Forbidden
+        return forbidden(f"{call}: the cloud answered {code}: {message}")
     if not code or code.isdigit():  # no word of its own: something else has answered in its place
         if 300 <= status < 400 or status in _IN_ITS_PLACE:
             return Away(f"{call}: what answered ({status}) is no cloud")

@@ -9,6 +9,7 @@ TableError
 ├── Failing       503  the cloud is there, and cannot do this now
 │   ├── Busy      503  it has too much to do, for whomever: no word against this one
 │   └── Forbidden 403  the cloud takes who we are, and does not allow this: somebody may yet allow it
+│       └── NoTable 404  it has no such table: somebody may yet make it
 └── Away          503  the cloud, or the service that gives out tokens for it, cannot be used
 """
 
@@ -82,6 +83,13 @@ class Forbidden(Failing):
 
     code = "cloud_forbidden"
     status = 403
+
+
+class NoTable(Forbidden):
+    """No table of that name, at this moment. What was accepted for it waits: tables are restored, settings mended."""
+
+    code = "no_table"
+    status = 404
 
 
 class Away(TableError):

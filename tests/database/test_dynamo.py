@@ -21,6 +21,7 @@ from petalbus.handlers.database.errors import (
     Denied,
     Failing,
     Forbidden,
+    NoTable,
     NotThere,
     Refused,
     TableError,
@@ -65,7 +66,7 @@ async def test_types_come_back_as_they_were(dynamo: DynamoTables) -> None:
     for wrong in ({"a": set()}, {"a": object()}, {"a": {1, "b"}}, {"a": 1e300}):
         with pytest.raises(Refused):
             await dynamo.write(write("3", data=wrong), None)
-    with pytest.raises(Refused, match="nope"):
+    with pytest.raises(NoTable, match="nope"):
         await dynamo.get(MACHINE, "nope", "id", "1")
     with pytest.raises(Refused, match="cannot be the name"):
         await dynamo.get(MACHINE, "a/b", "id", "1")
@@ -121,6 +122,32 @@ async def test_a_table_of_several_pages(dynamo: DynamoTables, relay: Relay) -> N
     with pytest.raises(Refused, match="no number"):
         await dynamo.scan(MACHINE, TABLE, [{"filter_key_name": "none", "filter_key_value": float("nan")}])
     assert await dynamo.scan("m2", TABLE, []) == []
+
+
+async def test_reading_goes_on_where_it_was_throttled(dynamo: DynamoTables, relay: Relay) -> None:
+    """S-053: a scan asks for the same page again, not for the first one; a table that is not there says so at once."""
+    rows = [{"id": str(n), "pad": "x" * 40_000} for n in range(60)]
+    assert await dynamo.write_many(MACHINE, TABLE, "id", rows) == {}
+    asked: list[Any] = []
+    busy = [None, "ProvisionedThroughputExceededException", "ThrottlingException", None, "InternalServerError"]
+
+    def trouble(call: str, body: Any) -> tuple[int, dict[str, Any]] | None:
+        if call in ("Scan", "GetItem"):
+            asked.append(body.get("ExclusiveStartKey"))
+            kind = busy.pop(0) if busy else None
+            if kind is not None:
+                return 500 if kind.startswith("Internal") else 400, {"__type": f"x#{kind}", "message": "slowly"}
+        return None
+
+    relay.trouble = trouble
+    assert len(await dynamo.scan(MACHINE, TABLE, [])) == 60
+    assert asked.count(None) == 1
+    busy[:] = ["ThrottlingException", None]
+    assert (await dynamo.get(MACHINE, TABLE, "id", "7"))["id"] == "7"
+    asked.clear()
+    with pytest.raises(NoTable, match="ResourceNotFound"):
+        await dynamo.get(MACHINE, "never-made", "id", "7")
+    assert len(asked) == 1
 
 
 async def test_errors_and_credentials(dynamo: DynamoTables, relay: Relay) -> None:

@@ -14,7 +14,7 @@ from petalbus.handlers.database import link as link_module
 from petalbus.handlers.database import words
 from petalbus.handlers.database.dynamo_errors import _in_our_words
 from petalbus.handlers.database.ended import Ended
-from petalbus.handlers.database.errors import Busy, Failing
+from petalbus.handlers.database.errors import Busy, Failing, Forbidden, NoTable
 
 from .conftest import TABLE, World, until
 from .http_end import CloudService
@@ -125,6 +125,10 @@ async def test_throttling_is_no_fault_of_a_write(world: World, cloud: CloudServi
         ("ProvisionedThroughputExceededException", 400, Busy),
         ("SlowDown", 503, Busy),
         ("", 429, Busy),
+        ("ReplicatedWriteConflictException", 400, Busy),
+        ("PriorRequestNotComplete", 400, Busy),
+        ("OptInRequired", 403, Forbidden),
+        ("ResourceNotFoundException", 400, NoTable),
         ("InternalServerError", 500, Failing),
         ("ItemCollectionSizeLimitExceededException", 400, Failing),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
@@ -68,6 +69,45 @@ async def test_what_is_known_holds_until_something_changes(open_ground: Callable
     await ground.params.write([Item("COM_DISARM_LAND", value=7.5)], limits=LIMITS, timeout=5.0)
     again = await ground.lister.list_all(timeout=20.0)
     assert (ground.lister.how, raw(again)) == ("list", has(sim))
+
+
+async def test_what_px4_changes_by_itself_is_not_told_as_known(open_ground: Callable[..., Any]) -> None:
+    """Its number leaves out volatile parameters, which change at the end of a flight."""
+    ground, sim = await open_ground(PX4)
+    await ground.lister.list_all(timeout=20.0)
+    sim.params.store.set_raw("LND_FLIGHT_T_LO", b"\x01\x02\x03\0")
+    state = ground.vehicle.state
+    state.base_mode |= 128  # armed meanwhile
+    sim.flight.airframe.armed = True
+    again = await ground.lister.list_all(timeout=20.0)
+    assert (ground.lister.how, raw(again)) == ("list", has(sim))
+
+
+@BOTH
+async def test_a_parameter_that_appears_while_they_are_listed_is_not_left_out(
+    open_ground: Callable[..., Any], autopilot: Any
+) -> None:
+    """It moves those behind it, and itself is never told: the list is asked for again."""
+    ground, sim = await open_ground(autopilot, more_params=300)
+    listing = asyncio.create_task(ground.params.list_all(timeout=20.0))
+    async with asyncio.timeout(10.0):
+        while sim.params._listing < 100:  # half-way
+            await asyncio.sleep(0.001)
+    sim.params.store.add("A_NEW_ONE", ParamType.REAL32, 1.5, place=3)
+    values = await listing
+    assert raw(values) == has(sim)
+    assert {value.total for value in values.values()} == {len(values)}
+
+
+async def test_a_parameter_that_appears_behind_ardupilots_last_one_is_found(open_ground: Callable[..., Any]) -> None:
+    """Its list goes on telling the old total; who asks for one parameter hears the present one."""
+    ground, sim = await open_ground(ARDUPILOT, more_params=100)
+    listing = asyncio.create_task(ground.params.list_all(timeout=20.0))
+    async with asyncio.timeout(10.0):
+        while sim.params._listing < 50:  # half-way
+            await asyncio.sleep(0.001)
+    sim.params.store.add("Z_NEW_ONE", ParamType.REAL32, 1.5, place=len(sim.params.store))
+    assert raw(await listing) == has(sim)
 
 
 async def test_where_the_file_cannot_be_had_it_is_the_list(open_ground: Callable[..., Any]) -> None:

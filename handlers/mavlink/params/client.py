@@ -13,6 +13,7 @@ from petalbus.handlers.mavlink.flight.commands import Command, Target
 from petalbus.handlers.mavlink.flight.procedures import Cmd
 from petalbus.handlers.mavlink.flight.state import Autopilot, VehicleState
 from petalbus.handlers.mavlink.flight.vehicle import Vehicle
+from petalbus.handlers.mavlink.params.gathering import Gathering
 from petalbus.handlers.mavlink.params.transfer import Item, Limits, Remote, Transfer
 from petalbus.handlers.mavlink.params.values import (
     PARAM_ERROR_ID,
@@ -39,10 +40,8 @@ _VERSION_AGAIN_S: Final = 0.4
 _QUIET_S: Final = 0.4
 _LIST_AGAIN_S: Final = 1.0
 _GAP_LIMITS: Final = Limits(window=10, resend=0.5, retries=20)
-HASH: Final = "_HASH_CHECK"
-"""PX4's name for a number made of all its parameters."""
-
-_NO_POSITION: Final = 65535
+_CONFIRM_LIMITS: Final = Limits(window=1, resend=0.5, retries=4)
+_CONFIRM_S: Final = 2.5
 
 
 class _Listener(Protocol):
@@ -123,19 +122,32 @@ class ParamClient:
         """All parameters. Raises NotConnected, and ParamsIncomplete when some are missing after ``timeout`` seconds."""
         remote = await self._reach()
         end = self._clock() + timeout
-        listing, operation = _Listing(), Operation(remote.system)
+        listing, operation = Gathering(), Operation(remote.system)
         with self._listening(listing):
-            while not listing.complete and self._clock() < end:
-                if listing.total is None or not listing.missing:
+            while self._clock() < end:
+                if listing.over or not listing.missing:
+                    listing.begin()
                     payload = pack_param_list(system=remote.system, component=remote.component)
                     self._transmit(PARAM_REQUEST_LIST_ID, payload, operation)
                 await self._stream(listing, end, tell)
-                if listing.missing:
+                if listing.missing and not listing.over:
                     gaps = Transfer(map(Item, listing.missing), remote=remote, limits=_GAP_LIMITS)
                     await self._run(gaps, operation, timeout=end - self._clock())
-        if not listing.complete:
-            raise ParamsIncomplete(len(listing.values), listing.total, timeout)
-        return listing.values
+                if listing.whole and await self._confirmed(listing, remote, operation, end):
+                    return listing.values
+        raise ParamsIncomplete(len(listing.values), listing.last_total, timeout)
+
+    async def _confirmed(self, listing: Gathering, remote: Remote, operation: Operation, end: float) -> bool:
+        """Whether the vehicle still counts as many as in its list, as far as it says.
+
+        ArduPilot tells the total that it had when a list began, and the present one where somebody asks for one
+        parameter. (PX4 always tells the present one.)
+        """
+        if remote.encoding is not ParamEncoding.C_CAST:
+            return True
+        one = Transfer([Item(next(iter(listing.values)))], remote=remote, limits=_CONFIRM_LIMITS)
+        await self._run(one, operation, timeout=min(_CONFIRM_S, end - self._clock()))
+        return listing.steady
 
     def learn(self, values: Iterable[ParamValue]) -> None:
         """Types of parameters that came another way: then they need not be asked for before one is set."""
@@ -146,11 +158,11 @@ class ParamClient:
         """How the vehicle sends integers; asks it when its heartbeat does not tell. None: nobody knows."""
         return (await self._reach()).encoding
 
-    async def _stream(self, listing: _Listing, end: float, tell: Tell | None) -> None:
+    async def _stream(self, listing: Gathering, end: float, tell: Tell | None) -> None:
         """Wait until the list's values stop coming."""
         told = self._clock()
         quiet_at = told + _LIST_AGAIN_S
-        while not listing.complete and (now := self._clock()) < min(quiet_at, end):
+        while not listing.over and (now := self._clock()) < min(quiet_at, end):
             self._news.clear()
             await self._wait(min(quiet_at, end) - now)
             now = self._clock()
@@ -258,42 +270,3 @@ def encoding_of(state: VehicleState) -> ParamEncoding | None:
     if bits & _BYTEWISE_BIT:
         return ParamEncoding.BYTEWISE
     return ParamEncoding.C_CAST if bits & _C_CAST_BIT else None
-
-
-class _Listing:
-    """What came of a list so far. The vehicle may change the total on the way; names decide, not positions."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, ParamValue] = {}
-        self.total: int | None = None
-        self._positions: set[int] = set()
-        self._news = False
-
-    def on_value(self, value: ParamValue, now: float) -> None:  # noqa: ARG002  # a listener's signature
-        if value.name == HASH:
-            return
-        self._news = True
-        self.total = value.total
-        if value.position != _NO_POSITION:
-            self._positions.add(value.position)
-        elif value.name in self.values:  # an answer by name has no position; keep the one that is known
-            value = value._replace(position=self.values[value.name].position)
-        self.values[value.name] = value
-
-    def on_error(self, name: str, error: int, now: float) -> None:
-        """Nothing: positions that do not exist any more are found out by the total."""
-
-    def moved(self) -> bool:
-        """Whether something came since this was last asked."""
-        news, self._news = self._news, False
-        return news
-
-    @property
-    def missing(self) -> list[int]:
-        """Positions not heard yet; empty before the total is known."""
-        return [] if self.total is None else sorted(set(range(self.total)) - self._positions)
-
-    @property
-    def complete(self) -> bool:
-        """True when nothing is missing."""
-        return self.total is not None and (len(self.values) >= self.total or not self.missing)

@@ -1,25 +1,30 @@
 """All parameters of a vehicle, in the quickest way that it has.
 
-ArduPilot: one small file over MAVLink FTP. PX4: a number that changes with every parameter; where it is the one of the
-last list, that list still holds. Everybody, and whenever those fail: the list, with its gaps filled.
+ArduPilot: one small file over MAVLink FTP. PX4: a number made of all parameters; where it is the one of the last list,
+that list still holds. Everybody, and whenever those fail: the list, with its gaps filled.
+
+PX4's number leaves out the parameters that it changes by itself (volatile ones: flight times, learnt biases; it does so
+when it is disarmed). So a list is not kept for long, and not over a change of arming.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import struct
 import time
 from dataclasses import dataclass
 from typing import Final
 
-from petalbus.handlers.mavlink.errors import MavlinkError, NotConnected
+from petalbus.handlers.mavlink.errors import MavlinkError, NotConnected, ParamsIncomplete
 from petalbus.handlers.mavlink.files.ftp import FtpClient
 from petalbus.handlers.mavlink.flight.state import Autopilot
 from petalbus.handlers.mavlink.flight.vehicle import Vehicle
-from petalbus.handlers.mavlink.params.client import HASH, ParamClient, Tell
-from petalbus.handlers.mavlink.params.pack import PARAM_FILE, ParamPack, decode_param_pack
+from petalbus.handlers.mavlink.params.client import ParamClient, Tell
+from petalbus.handlers.mavlink.params.gathering import HASH
+from petalbus.handlers.mavlink.params.pack import PARAM_FILE, PackedParam, ParamPack, decode_param_pack
 from petalbus.handlers.mavlink.params.transfer import Limits
-from petalbus.handlers.mavlink.params.values import ParamEncoding, ParamValue, encode_value
+from petalbus.handlers.mavlink.params.values import ParamEncoding, ParamType, ParamValue, encode_value
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +33,8 @@ _HASH_LIMITS: Final = Limits(window=1, resend=0.3, retries=2)
 _HASH_S: Final = 1.0
 _PART_FOR_FILE: Final = 0.6
 """Of the time allowed; what is left is for the list."""
+_KNOWN_S: Final = 60.0
+"""How long a list may be given again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +42,13 @@ class _Known:
     system: int
     hash: bytes
     values: dict[str, ParamValue]
+    armed: bool
+    since: float
+
+    def holds(self, system: int, told: bytes | None, *, armed: bool) -> bool:
+        """Whether the vehicle has the same values still."""
+        young = time.monotonic() - self.since < _KNOWN_S
+        return young and (self.system, self.hash, self.armed) == (system, told, armed)
 
 
 class ParamLister:
@@ -58,13 +72,23 @@ class ParamLister:
                 return found
         told = await self._hash() if state.autopilot == Autopilot.PX4 else None
         known = self._known
-        if known is not None and (known.system, known.hash) == (state.system, told):
+        if known is not None and known.holds(state.system, told, armed=state.armed):
             self.how = "known"
             return dict(known.values)
         self.how = "list"
-        values = await self._client.list_all(timeout=end - time.monotonic(), tell=tell)
-        if told is not None and await self._hash() == told:  # nothing changed while they came
-            self._known = _Known(state.system, told, dict(values))
+        begun, armed = time.monotonic(), state.armed
+        values = await self._client.list_all(timeout=end - begun, tell=tell)
+        after = None if told is None else await self._hash()
+        if after is not None and after != told:  # something changed while they came: once more
+            told, begun = after, time.monotonic()
+            try:
+                values = await self._client.list_all(timeout=end - begun, tell=tell)
+            except ParamsIncomplete as error:
+                log.info("the parameters changed while they were listed, and not all came a second time: %s", error)
+                return values
+            after = await self._hash()
+        if after is not None and after == told:
+            self._known = _Known(state.system, after, dict(values), armed, begun)
         return values
 
     async def _from_file(
@@ -121,6 +145,13 @@ def _values(pack: ParamPack, encoding: ParamEncoding) -> dict[str, ParamValue]:
     if len(pack.params) != pack.total:
         raise ValueError(f"the file holds {len(pack.params)} of {pack.total} parameters")
     return {
-        one.name: ParamValue(one.name, encode_value(one.value, one.kind, encoding), one.kind, place, pack.total)
+        one.name: ParamValue(one.name, _as_told(one, encoding), one.kind, place, pack.total)
         for place, one in enumerate(pack.params)
     }
+
+
+def _as_told(one: PackedParam, encoding: ParamEncoding) -> bytes:
+    """The four bytes of PARAM_VALUE: ArduPilot rounds an integer that no float can hold, seconds since 2016 say."""
+    if encoding is ParamEncoding.C_CAST and one.kind is not ParamType.REAL32:
+        return struct.pack("<f", one.value)
+    return encode_value(one.value, one.kind, encoding)

@@ -26,6 +26,7 @@ PX4_PARAMS: Final[tuple[tuple[str, ParamType, float], ...]] = (
     ("GF_ACTION", _I32, 2),
     ("GF_MAX_HOR_DIST", _F, 0.0),
     ("GF_MAX_VER_DIST", _F, 0.0),
+    ("LND_FLIGHT_T_LO", _I32, 0),
     ("MAV_SYS_ID", _I32, 1),
     ("MAV_TYPE", _I32, 2),
     ("MC_PITCHRATE_P", _F, 0.15),

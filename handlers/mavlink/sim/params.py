@@ -21,6 +21,8 @@ from petalbus.handlers.mavlink.params.values import (
 )
 
 HASH_NAME: Final = "_HASH_CHECK"
+VOLATILE: Final = frozenset(("LND_FLIGHT_T_LO",))
+"""PX4 changes these by itself, and leaves them out of its hash."""
 _LIST_PER_TICK: Final = 8
 _READ_QUEUE: Final = 20
 _READS_AT_ONCE: Final = 5
@@ -57,6 +59,12 @@ class ParamStore:
         """The parameter as PARAM_VALUE tells it."""
         return ParamValue(name, self._raw[name], self._types[name], index, len(self.names))
 
+    def add(self, name: str, kind: ParamType, value: float, *, place: int) -> None:
+        """A parameter that appears: those behind it move."""
+        self._types[name] = kind
+        self._raw[name] = self._defaults[name] = encode_value(value, kind, self.encoding)
+        self.names.insert(place, name)
+
     def set_raw(self, name: str, raw: bytes) -> None:
         """Store four bytes of the parameter's own type."""
         self._raw[name] = raw
@@ -66,9 +74,9 @@ class ParamStore:
         return self._raw[name] == self._defaults[name]
 
     def checksum(self) -> int:
-        """PX4's hash: names and values in order, a CRC-32 without its usual inversions."""
+        """PX4's hash: names and values in order, a CRC-32 without its usual inversions; volatile ones do not count."""
         state = 0
-        for name in sorted(self.names):
+        for name in sorted(set(self.names) - VOLATILE):
             state = _crc32_plain(self._raw[name], _crc32_plain(name.encode(), state))
         return state
 
@@ -107,6 +115,7 @@ class ParamServer:
         self._send_error = send_error
         self._is_wrong = is_wrong
         self._listing = -1
+        self._listed_total = 0
         self._reads: deque[tuple[str, int, Asker]] = deque()
         self._ticks = 0
 
@@ -114,7 +123,7 @@ class ParamServer:
         """PARAM_REQUEST_LIST: all of them, paced."""
         if self._strict and self._listing < 0:
             self._send_hash()
-        self._listing = 0
+        self._listing, self._listed_total = 0, len(self.store)
 
     def read(self, name: str, index: int, asker: Asker) -> None:
         """PARAM_REQUEST_READ, by index or, where that is -1, by name."""
@@ -150,7 +159,9 @@ class ParamServer:
             return
         end = min(self._listing + _LIST_PER_TICK, len(self.store))
         for index in range(self._listing, end):
-            self._send(self.store.entry(self.store.names[index], index=index))
+            entry = self.store.entry(self.store.names[index], index=index)
+            # ArduPilot goes on telling how many there were when the list began
+            self._send(entry if self._strict else entry._replace(total=self._listed_total))
         self._listing = end
         if end == len(self.store):
             self._listing = -1
