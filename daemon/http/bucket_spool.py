@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from petalbus.daemon.bus.connection import ServerError
+from petalbus.daemon.bus.errors import BusError
 from petalbus.daemon.http.errors import Refused
 from petalbus.handlers.bucket.files import ArrivingLog
 from petalbus.schemas.stamps import new_id
+from petalbus.schemas.vocabulary import Status
 
 if TYPE_CHECKING:
     from petalbus.petals.proxies.bucket.proxy import S3BucketProxy
@@ -29,6 +32,10 @@ GIB: Final = 1 << 30
 _WRITE_BYTES: Final = 1 << 20
 _LEFT_FREE: Final = 256 << 20
 _AGAIN_S: Final = 5.0
+_LOOK_S: Final = 30.0
+"""Between two looks whether somebody has put back what could not be stored."""
+
+_LIVE: Final = (Status.PENDING, Status.DELIVERED, Status.PROCESSING)
 _LONG_S: Final = 300 * 86_400.0
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
@@ -45,6 +52,14 @@ class Spooled:
     more: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """Why a log could not be stored, and whom to ask whether its upload was put back."""
+
+    error: str
+    proxy: S3BucketProxy
+
+
 class Spool:
     """``folder``: None for one of this process's own. ``limit``: bytes of all that waits."""
 
@@ -52,7 +67,7 @@ class Spool:
         self._folder = folder
         self._limit = limit
         self._waiting: dict[str, Spooled] = {}
-        self._failed: dict[str, str] = {}
+        self._failed: dict[str, _Failed] = {}
         self._arriving = 0
         self._coming: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -60,7 +75,7 @@ class Spool:
     def describe(self) -> dict[str, Any]:
         """What waits here, and what could not be stored."""
         waiting = [
-            {"upload_id": one.id, "filename": one.path.name, "size": one.size, "error": self._failed.get(one.id)}
+            {"upload_id": one.id, "filename": one.path.name, "size": one.size, "error": self._error(one)}
             for one in self._waiting.values()
         ]
         return {"waiting": waiting, "bytes": self._used(), "limit": self._limit}
@@ -84,7 +99,8 @@ class Spool:
         place: Path | None = None
         self._coming.add(upload)  # a look at what is left over must not take it for that
         try:
-            place = await asyncio.to_thread(self._make_room, upload, room)
+            await self._make_room(room)
+            place = await asyncio.to_thread(self._place, upload, room)
             path = place / "log" / name
             self._arriving += room
             try:
@@ -155,10 +171,30 @@ class Spool:
                 await self.discard(one)
                 return
             if told.get("status") != 503:
-                self._failed[one.id] = str(told.get("error"))
+                self._failed[one.id] = _Failed(str(told.get("error")), proxy)
                 log.error("%s, which came over HTTP, is not stored, and kept: %s", one.path, told.get("error"))
-                return
+                if not await self._put_back(proxy, one):
+                    return
+                log.info("%s, which came over HTTP, is tried again: its upload was put back", one.path)
+                self._failed.pop(one.id, None)
             await asyncio.sleep(_AGAIN_S)
+
+    async def _put_back(self, proxy: S3BucketProxy, one: Spooled) -> bool:
+        """Wait until a dead letter is an upload again; False when there is nothing to wait for any more."""
+        while one.id in self._waiting:
+            try:
+                status = await proxy.upload_status(one.id)
+            except (BusError, ServerError, TimeoutError):
+                status = Status.UNKNOWN  # it is told later
+            if status in _LIVE:
+                return True
+            if status is None:
+                return False
+            if status in (Status.COMPLETED, Status.CANCELLED):  # both ends came between two looks
+                await self.discard(one)
+                return False
+            await asyncio.sleep(_LOOK_S)
+        return False
 
     async def _write(self, path: Path, arriving: ArrivingLog, data: AsyncIterator[bytes]) -> None:
         pending: list[bytes] = []
@@ -175,16 +211,30 @@ class Spool:
     def _used(self) -> int:
         return self._arriving + sum(one.size for one in self._waiting.values())
 
-    def _make_room(self, upload: str, size: int) -> Path:
-        """The place of a new log. What could not be stored goes when there is no room, the oldest first. Blocks."""
+    def _error(self, one: Spooled) -> str | None:
+        return self._failed[one.id].error if one.id in self._failed else None
+
+    async def _make_room(self, size: int) -> None:
+        """What could not be stored goes when there is no room, the oldest first; not what was put back meanwhile."""
+        for name, failed in list(self._failed.items()):
+            if self._used() + size <= self._limit:
+                return
+            try:
+                status = await failed.proxy.upload_status(name)
+            except (BusError, ServerError, TimeoutError) as error:
+                log.info("what could not be stored stays, as nobody knows whether it was put back: %s", error)
+                return
+            if status in _LIVE or name not in self._waiting or name not in self._failed:
+                continue
+            one = self._waiting[name]
+            log.error("%s is given up: the room is needed, and it could not be stored (%s)", one.path, failed.error)
+            await self.discard(one)
+
+    def _place(self, upload: str, size: int) -> Path:
+        """The place of a new log. Blocks. Raises Refused where it has no room, OSError."""
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="petalbus-bucket-", dir=_lasting()))
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        while self._used() + size > self._limit and self._failed:
-            one = self._waiting.pop(next(iter(self._failed)))
-            reason = self._failed.pop(one.id)
-            log.error("%s is given up: the room is needed, and it could not be stored (%s)", one.path, reason)
-            shutil.rmtree(one.path.parent.parent, ignore_errors=True)
         if self._used() + size > self._limit:
             raise _full(f"{self._used()} bytes of logs wait for the store here; {self._limit} may")
         if shutil.disk_usage(self._folder).free - size < _LEFT_FREE:

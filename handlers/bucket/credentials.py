@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from petalbus.daemon.bus.hiding import hide_in_log, shown_url
-from petalbus.handlers.bucket.errors import Away, BucketError, Denied, NoTokens
+from petalbus.handlers.bucket.errors import Away, BucketError, NoTokens, Refusal
 
 if TYPE_CHECKING:
     from aiobotocore.credentials import AioDeferredRefreshableCredentials
@@ -42,7 +42,7 @@ class Fetched(NamedTuple):
 
 
 async def fetch(url: str, *, timeout: float) -> Fetched:
-    """Ask the service once: POST, both shapes of its answer; it is never shown. Raises Away, NoTokens or Denied."""
+    """Ask the service once: POST, both shapes of its answer; it is never shown. Raises Away, NoTokens or Refusal."""
     httpx: Any = await asyncio.to_thread(_httpx)
     hide_in_log()
     try:
@@ -54,7 +54,7 @@ async def fetch(url: str, *, timeout: float) -> Fetched:
         ) from error
     if answer.status_code >= 300:
         # only a clear no is one: anything else may be a gateway, or the page of a network that wants a login
-        kind = Denied if answer.status_code in _NO else NoTokens
+        kind = Refusal if answer.status_code in _NO else NoTokens
         raise kind(f"Authentication failed: the session token service answered {answer.status_code}")
     try:
         told = answer.json()
@@ -99,11 +99,11 @@ class Credentials:
         return time.monotonic() - self._since
 
     async def current(self) -> object:
-        """Those that a request signs with now; give it to ``renew`` when they are refused. Raises Away, Denied."""
+        """Those that a request signs with now; give it to ``renew`` when they are refused. Raises Away, NoTokens."""
         return await self._any.get_frozen_credentials()
 
     async def renew(self, seen: object, *, doubted: bool = False) -> None:
-        """Fetch new ones, unless somebody has done so since ``seen``. Raises Away, Denied.
+        """Fetch new ones, unless somebody has done so since ``seen``. Raises Away, NoTokens.
 
         ``doubted``: the store may have meant something else.
         """
@@ -135,9 +135,10 @@ class Credentials:
         try:
             told = await fetch(self._url, timeout=self._timeout)
         except BucketError as error:
-            if self._kept is not None and not error.passes:
+            refused = isinstance(error, Refusal)
+            if self._kept is not None and refused:
                 await self._kept.forget()  # the service does not let us in any more
-            if kept is None or not error.passes or _seconds_left(kept) <= 0:
+            if kept is None or refused or _seconds_left(kept) <= 0:
                 raise
             log.info("credentials of an earlier time are used until they end: %s", error)
             return self._of_file(kept)

@@ -4,6 +4,7 @@ BucketError
 ├── FileRefused     400  the file is no flight log
 ├── Denied          403  the key belongs to another machine, or the store refuses us
 │   └── NoTokens    403  the service that gives credentials is there, and has none just now
+│       └── Refusal 403  it refuses to give us any
 ├── NotThere        404  no such object
 ├── WrongBytes      502  what the store holds is not what was sent
 ├── Unsupported     501  the store has no such function
@@ -40,6 +41,13 @@ class NoTokens(Denied):
     """The session token service failed (HTTP 5xx, or it is too busy)."""
 
     passes = True
+
+
+class Refusal(NoTokens):
+    """The session token service says no (HTTP 400, 401, 403).
+
+    It passes as long as nobody is logged in there, for example; whoever waits decides when it means what it says.
+    """
 
 
 class NotThere(BucketError):

@@ -170,6 +170,10 @@ class BucketHandler:
             if upload.state is State.OFFLINE:
                 upload.look()
 
+    def uses(self, key: str) -> bool:
+        """Whether an upload under way has this key."""
+        return any(upload.note.key == key for upload in self._uploads.values())
+
     def statistics(self) -> dict[str, Any]:
         """How many uploads stand where, what has ended, and what was sent."""
         states = [str(upload.state) for upload in self._uploads.values()]

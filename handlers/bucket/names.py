@@ -32,6 +32,7 @@ _SLASHES: Final = frozenset("\\\u2044\u2215\u2216\u2571\u27cb\u29f5\u29f8\u29f9\
 
 _ODD_CODE: Final = re.compile(r"%u[0-9a-fA-F]{4}")
 _DECODINGS: Final = 4
+_APART: Final = 8
 _LONG_ID: Final = 8
 _TELLING_ID: Final = 4
 
@@ -39,10 +40,9 @@ _TELLING_ID: Final = 4
 def checked_template(template: str) -> str:
     """A key template as it is. Raises ValueError where it cannot make keys that differ and are a machine's own."""
     try:
-        fields = list(string.Formatter().parse(template))
+        names = _members(template)
     except ValueError as error:
         raise ValueError(f"the key template {template!r} cannot be read: {error}") from None
-    names = {name for _, name, _, _ in fields if name is not None}
     if unknown := sorted(names - _MEMBERS):
         known = ", ".join(sorted(_MEMBERS))
         raise ValueError(f"the key template {template!r} has {unknown[0]!r}; known: {known}")
@@ -52,10 +52,23 @@ def checked_template(template: str) -> str:
     return template
 
 
-def make_key(template: str, *, machine: str, name: str, prefix: str) -> str:
-    """A new key for a file. Raises Denied when what comes out is no fit key."""
+def may_repeat(template: str) -> bool:
+    """Whether two keys of a template may be the same: of two files of one name, within a second or by a wrong clock."""
+    return "uuid" not in _members(template)
+
+
+def make_key(template: str, *, machine: str, name: str, prefix: str, apart: bool = False) -> str:
+    """A new key for a file. Raises Denied when what comes out is no fit key.
+
+    ``apart``: a random text stands between time and name, as the key without it is another log's.
+    """
+    made_id = uuid.uuid4()
     stamp = datetime.now(UTC).strftime("%Y%m%d_%H%M%S")
-    made = template.format(machine=machine, stamp=stamp, uuid=uuid.uuid4(), name=name, prefix=prefix.strip("/"))
+    if apart and "stamp" in _members(template):
+        stamp = f"{stamp}_{made_id.hex[:_APART]}"
+    elif apart:
+        name = f"{made_id.hex[:_APART]}_{name}"
+    made = template.format(machine=machine, stamp=stamp, uuid=made_id, name=name, prefix=prefix.strip("/"))
     return checked_key(made if prefix.strip("/") else made.removeprefix("/"))
 
 
@@ -115,6 +128,11 @@ def first_part(key: str) -> str | None:
     """The part of a key where a machine's id may stand; None where the key has only one part."""
     parts = _undeleted(key)
     return parts[0] if len(parts) > 1 else None
+
+
+def _members(template: str) -> set[str]:
+    """Raises ValueError where it cannot be read."""
+    return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
 
 
 def _bytes(key: str) -> int:

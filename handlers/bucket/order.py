@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from petalbus.handlers.bucket.names import TEMPLATE, checked_key, make_key
+from petalbus.handlers.bucket.names import TEMPLATE, checked_key, make_key, may_repeat
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.stamps import BOOT_ID, boot_clock_ns
 
@@ -64,12 +64,21 @@ class Order:
         order.make_key("machine")
         return order
 
-    def make_key(self, machine: str) -> str:
-        """The key: the one asked for, or a new one. Raises RecordInvalid, BucketError when it is no fit key."""
+    @property
+    def may_repeat(self) -> bool:
+        """Whether the key that is made may be another log's. One that was asked for is taken as it is."""
+        return self.s3_key is None and may_repeat(self.template)
+
+    def make_key(self, machine: str, *, apart: bool = False) -> str:
+        """The key: the one asked for, or a new one. Raises RecordInvalid, BucketError when it is no fit key.
+
+        ``apart``: see ``names.make_key``.
+        """
         if self.s3_key is not None:
             return self.s3_key
         try:
-            return make_key(self.template, machine=machine, name=self.filename or self.path.name, prefix=self.prefix)
+            name = self.filename or self.path.name
+            return make_key(self.template, machine=machine, name=name, prefix=self.prefix, apart=apart)
         except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             text = f"{self.template!r} is none ({error!r})"
             raise RecordInvalid("template", text, limit="members machine, stamp, uuid, name, prefix") from None

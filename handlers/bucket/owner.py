@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 from petalbus.handlers.bucket.errors import Denied, NotThere
 from petalbus.handlers.bucket.names import checked_key, first_part, names_machine, names_other
-from petalbus.handlers.bucket.store import MAX_LISTED, Store, Taken
+from petalbus.handlers.bucket.store import MAX_LISTED, Occupied, Store, Taken
 
 T = TypeVar("T")
 
@@ -18,6 +18,9 @@ OWNER: Final = "machine-id"
 
 STORED_AT: Final = "upload-timestamp"
 """Metadata of an object: when, which also tells one upload from the next."""
+
+UPLOAD: Final = "upload-id"
+"""Metadata of an object whose key was made and may be made again: which upload stored it."""
 
 _HEADS_AT_ONCE: Final = 8
 
@@ -34,6 +37,10 @@ class Owner:
         """What a key says by itself. Raises Denied where that is another machine, or it is no plain key."""
         if not names_machine(checked_key(key), self.machine, self.prefix):
             self._require_not_others(key)
+
+    def names(self, key: str) -> bool:
+        """Whether a key says by itself that it is this machine's."""
+        return names_machine(key, self.machine, self.prefix)
 
     async def ours(self, key: str) -> dict[str, Any]:
         """The head of an object that is ours. Raises Denied, NotThere."""
@@ -60,41 +67,79 @@ class Owner:
             return
         self.require_ours(key, told)
 
-    async def is_new(self, key: str) -> bool:
+    async def seen(self, key: str) -> dict[str, Any] | None:
+        """The head of an object; None where there is none. Raises Denied.
+
+        A store that does not let us list answers 403 for what is not there: below this machine's own name that is
+        nothing, too, and what is stored there then is stored as new or compared afterwards.
+        """
+        try:
+            return await self.store.head(key)
+        except NotThere:
+            return None
+        except Denied as error:
+            if error.passes or not names_machine(key, self.machine, self.prefix):
+                raise
+            return None
+
+    async def is_new(self, key: str, upload: str | None = None) -> bool:
         """``free_or_ours`` once more, right before an object is stored: whether nothing is there. Raises Denied.
 
-        False for keys that name this machine: others store nothing there, and what is there may be replaced.
+        False for keys that name this machine: others store nothing there, and what is there may be replaced. But not
+        where the key was made for the upload of this id: raises Occupied where another one is there.
         """
-        if names_machine(checked_key(key), self.machine, self.prefix):
+        if upload is None and names_machine(checked_key(key), self.machine, self.prefix):
             return False
-        try:
-            told = await self.store.head(key)
-        except NotThere:
+        if (told := await self.seen(key)) is None:
             return True
+        if upload is not None and told.get("Metadata", {}).get(UPLOAD) != upload:
+            raise Occupied(f"another log is stored as {key} already")
         self.require_ours(key, told)
         return False
+
+    async def require_unused(self, key: str, upload: str) -> None:
+        """``free_or_ours`` for a key that was made for the upload of this id. Raises Occupied, Denied."""
+        self.require_not_others(key)
+        if await self.is_new(key, upload) and not self.names(key):
+            await self._require_no_machine(key)
 
     def require_ours(self, key: str, told: Mapping[str, Any]) -> None:
         """Raises Denied where an object's head says that another machine stored it."""
         if not names_machine(key, self.machine, self.prefix) and told.get("Metadata", {}).get(OWNER) != self.machine:
             raise Denied(f"Access denied: {key!r} is of another machine")
 
-    async def storing(self, key: str, store: Callable[[bool], Awaitable[T]]) -> T:
-        """Store an object, told whether it must be new. Raises Denied where another machine was faster."""
+    async def storing(self, key: str, store: Callable[[bool], Awaitable[T]], upload: str | None = None) -> T:
+        """Store an object, told whether it must be new. Raises Denied where another machine was faster.
+
+        ``upload``: see ``is_new``; raises Occupied.
+        """
         try:
-            return await store(await self.is_new(key))
+            return await store(await self.is_new(key, upload))
+        except Occupied:
+            raise
         except Taken:  # by another machine; or by a request of ours whose answer was lost
-            return await store(await self.is_new(key))
+            new = await self.is_new(key, upload)
+        try:
+            return await store(new)
+        except Taken as error:
+            if upload is None:
+                raise
+            raise Occupied(str(error)) from error  # something is there, and we are not let see whose it is
 
     async def is_ours(self, key: str) -> bool:
-        """Whether an object is there and ours."""
+        """Whether an object is there and ours. One that the store does not let us see is not."""
         if names_machine(key, self.machine, self.prefix):
             return True
         if names_other(key, self.machine, self.prefix):
             return False
         try:
-            told = await self.store.head(key)
+            # the store has just listed it for us: a refusal is about this object, not about the credentials
+            told = await self.store.head(key, trusted=True)
         except NotThere:
+            return False
+        except Denied as error:
+            if error.passes:
+                raise
             return False
         return bool(told.get("Metadata", {}).get(OWNER) == self.machine)
 
@@ -117,14 +162,21 @@ class Owner:
             raise Denied(f"Access denied: {key!r} is of another machine")
 
     async def _require_no_machine(self, key: str) -> None:
-        """Nothing new below another machine's id: it is one when something below it says that it stored it."""
+        """Nothing new below another machine's id: it is one when something below it says that it stored it.
+
+        What the store does not let us see says nothing.
+        """
         first = first_part(key)
         if first is None or first == self.machine:
             return
-        for one in await self.store.list(f"{first}/", most=1):
-            try:
-                told = await self.store.head(one["Key"])
-            except NotThere:
-                return
-            if told.get("Metadata", {}).get(OWNER) == first:
-                raise Denied(f"Access denied: {key!r} is below another machine's id")
+        try:
+            found = await self.store.list(f"{first}/", most=1)
+            told = await self.store.head(found[0]["Key"], trusted=True) if found else {}
+        except NotThere:
+            return
+        except Denied as error:
+            if error.passes:
+                raise
+            return
+        if told.get("Metadata", {}).get(OWNER) == first:
+            raise Denied(f"Access denied: {key!r} is below another machine's id")

@@ -13,7 +13,7 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from petalbus.handlers.bucket.answers import Expired, NotTaken, Taken, about_encryption, translated
+from petalbus.handlers.bucket.answers import BARE, Expired, NotTaken, Occupied, Taken, about_encryption, translated
 from petalbus.handlers.bucket.body import Body, moving
 from petalbus.handlers.bucket.errors import NotEncrypted, NotThere, Unsupported
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from petalbus.handlers.bucket.credentials import Credentials
     from petalbus.handlers.bucket.kept import KeptCredentials
 
-__all__ = ["Begun", "Part", "Sent", "Store", "Taken", "etag_is_md5"]
+__all__ = ["Begun", "Occupied", "Part", "Sent", "Store", "Taken", "etag_is_md5"]
 
 T = TypeVar("T")
 
@@ -146,9 +146,13 @@ class Store:
         """Begin to load the bytes ``first`` to ``last`` of an object: ``Body`` is to be closed. Raises BucketError."""
         return await self._call("get_object", Key=key, Range=f"bytes={first}-{last}")
 
-    async def head(self, key: str) -> dict[str, Any]:
-        """What the store knows of an object. Raises NotThere, BucketError."""
-        return await self._call("head_object", Key=key)
+    async def head(self, key: str, *, trusted: bool = False) -> dict[str, Any]:
+        """What the store knows of an object. Raises NotThere, BucketError.
+
+        ``trusted``: the store has just taken our credentials: they are not renewed for a 403.
+        """
+        doubted = tuple(code for code in BARE if not (trusted and code == "403"))
+        return await self._call("head_object", doubted, Key=key)
 
     async def copy(self, source: str, target: str, told: Mapping[str, Any], more: Mapping[str, str]) -> None:
         """Copy an object. ``told``: its head; ``more``: what is added to its metadata. Raises BucketError."""
@@ -266,8 +270,11 @@ class Store:
         self._not_encrypted.pop(asked, None)
         return answer
 
-    async def _call(self, name: str, **arguments: Any) -> dict[str, Any]:
-        """One request. Credentials that have run out are fetched anew once, and it is sent again: it did nothing."""
+    async def _call(self, name: str, doubted: tuple[str, ...] = (), /, **arguments: Any) -> dict[str, Any]:
+        """One request. Credentials that have run out are fetched anew once, and it is sent again: it did nothing.
+
+        ``doubted``: answers that may mean that, and have no room to say so.
+        """
         client = await self._connected()
         assert self._credentials is not None
         call: Callable[..., Awaitable[dict[str, Any]]] = getattr(client, name)
@@ -276,7 +283,7 @@ class Store:
         async with translated(key):
             seen = await self._credentials.current()
         try:
-            async with translated(key, bare=name == "head_object" and self._credentials.age >= DOUBTED_AFTER):
+            async with translated(key, doubted=doubted if self._credentials.age >= DOUBTED_AFTER else ()):
                 return await call(**arguments)
         except Expired as error:
             async with translated(key):

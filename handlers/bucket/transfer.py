@@ -15,14 +15,15 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from io import BufferedReader
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from petalbus.handlers.bucket import store as store_module
 from petalbus.handlers.bucket.body import Body, Meter
 from petalbus.handlers.bucket.errors import BucketError, Denied, FileRefused, NotThere, Unsupported, WrongBytes
 from petalbus.handlers.bucket.files import FlightLog, unchanged
-from petalbus.handlers.bucket.owner import OWNER, STORED_AT, Owner
-from petalbus.handlers.bucket.store import Sent, Store, etag_is_md5
+from petalbus.handlers.bucket.owner import OWNER, STORED_AT, UPLOAD, Owner
+from petalbus.handlers.bucket.progress import InMemory, Progress
+from petalbus.handlers.bucket.store import Occupied, Sent, Store, etag_is_md5
 
 PARTS_AT_ONCE: Final = 2
 
@@ -33,52 +34,6 @@ _MD5: Final = re.compile(r"[0-9a-f]{32}")
 _MD5_OF_PARTS: Final = re.compile(r"[0-9a-f]{32}-[0-9]+")
 
 Turn = Callable[[], AbstractAsyncContextManager[None]]
-
-
-class Progress(Protocol):
-    """What a later attempt needs to go on where this one ended."""
-
-    @property
-    def upload(self) -> str | None:
-        """The store's id of the upload that has begun."""
-
-    @property
-    def part_bytes(self) -> int:
-        """Size of its parts."""
-
-    async def beginning(self) -> None:
-        """The store is about to begin an upload: from now on it may have one whose id nobody has heard."""
-
-    async def begun(self, upload: str | None, part_bytes: int) -> None:
-        """The store has begun an upload (None: it does not know it any more). Stored before the first part is sent."""
-
-    async def part(self, number: int, etag: str, md5: str) -> None:
-        """The store has a part."""
-
-    async def parts(self) -> Mapping[int, tuple[str, str]]:
-        """ETag and MD5 of those."""
-
-
-class InMemory:
-    """Progress of an upload that nobody resumes."""
-
-    def __init__(self) -> None:
-        self.upload: str | None = None
-        self.part_bytes = 0
-
-    async def beginning(self) -> None:
-        """See Progress."""
-
-    async def begun(self, upload: str | None, part_bytes: int) -> None:
-        """See Progress."""
-        self.upload, self.part_bytes = upload, part_bytes
-
-    async def part(self, number: int, etag: str, md5: str) -> None:
-        """See Progress."""
-
-    async def parts(self) -> Mapping[int, tuple[str, str]]:
-        """See Progress."""
-        return {}
 
 
 def options_of(log: FlightLog, machine: str, more: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -93,11 +48,13 @@ def options_of(log: FlightLog, machine: str, more: Mapping[str, str] | None = No
     return {"ContentType": log.content_type, "Metadata": metadata}
 
 
-async def put(store: Store, log: FlightLog, key: str, options: Mapping[str, Any], *, prefix: str = "") -> int:
+async def put(
+    store: Store, log: FlightLog, key: str, options: Mapping[str, Any], *, prefix: str = "", upload: str | None = None
+) -> int:
     """Store a file, whole or not at all, in one go; its size in the store. Raises BucketError, as ``Transfer``."""
     progress = InMemory()
     try:
-        return (await Transfer(store, log, key, options, progress=progress, prefix=prefix).run())[0]
+        return (await Transfer(store, log, key, options, progress=progress, prefix=prefix, upload=upload).run())[0]
     except BaseException:
         if progress.upload is not None:
             await asyncio.shield(_given_up(store, key, progress.upload))
@@ -115,6 +72,8 @@ class Transfer:
     """One attempt. ``turn``: taken for each request that is large. ``meter`` counts the bytes.
 
     ``prefix``: the upload prefix. What another machine stores as ``key`` meanwhile is neither replaced nor deleted.
+    ``upload``: the id of the upload that ``key`` was made for, where other uploads may make the same: what these have
+    stored is not replaced either.
     """
 
     def __init__(
@@ -128,11 +87,14 @@ class Transfer:
         turn: Turn | None = None,
         meter: Meter | None = None,
         prefix: str = "",
+        upload: str | None = None,
     ) -> None:
         self._store = store
         self._log = log
         self._key = key
-        self._options = options
+        self._upload = upload
+        told = {} if upload is None else {UPLOAD: upload}
+        self._options = {**options, "Metadata": {**options["Metadata"], **told}}
         self._progress = progress
         self._turn = turn or _at_once
         self._meter = meter or Meter()
@@ -141,7 +103,7 @@ class Transfer:
         self._md5s: dict[int, bytes] = {}
 
     async def run(self) -> tuple[int, str]:
-        """Size and ETag in the store. Raises FileRefused when the file changes, BucketError."""
+        """Size and ETag in the store. Raises FileRefused when the file changes, Occupied, BucketError."""
         self._meter.begin(self._log.size)
         if self._progress.upload is None and self._log.size <= store_module.PART_BYTES:
             return await self._whole()
@@ -161,12 +123,13 @@ class Transfer:
                 sent = await self._owner.storing(
                     self._key,
                     lambda new: self._store.put(self._key, body, self._options, md5=_base64(md5), new=new),
+                    self._upload,
                 )
                 stored = True
             finally:
                 self._meter.ended(body, stored=stored)
         _compare(sent, md5.hex(), f"{self._key}")
-        return await self._checked(md5.hex())
+        return await self._checked(md5.hex(), proven=sent.md5 and sent.etag == md5.hex())
 
     # -- in parts -----------------------------------------------------------------------------------------------------
 
@@ -193,15 +156,20 @@ class Transfer:
         async with self._turn():
             try:
                 await self._owner.storing(
-                    self._key, lambda new: self._store.complete(self._key, upload, self._etags, new=new)
+                    self._key, lambda new: self._store.complete(self._key, upload, self._etags, new=new), self._upload
                 )
+            except Occupied:
+                await _given_up(self._store, self._key, upload)
+                await self._progress.begun(None, 0)
+                raise
             except NotThere:
                 # a completion whose answer was lost: the object is there then
                 if (found := await self._finished(file, size)) is None:
                     await self._progress.begun(None, 0)
                     raise WrongBytes("the store does not know the upload any more; it begins anew") from None
                 return found
-            return await self._checked(self._etag_of_parts(count))
+            proven = all(self._etags[number] == self._md5s[number].hex() for number in range(1, count + 1))
+            return await self._checked(self._etag_of_parts(count), proven=proven)
 
     async def _keep(self, file: BufferedReader, upload: str, size: int) -> None:
         """Find the parts that the store has, and keep those whose size and checksum are the file's."""
@@ -294,9 +262,7 @@ class Transfer:
 
     async def _finished(self, file: BufferedReader, size: int) -> tuple[int, str] | None:
         """The object, when it is there and is this file: an earlier attempt completed it."""
-        try:
-            told = await self._store.head(self._key)
-        except NotThere:
+        if (told := await self._owner.seen(self._key)) is None:
             return None
         self._owner.require_ours(self._key, told)
         if int(told["ContentLength"]) != self._log.size:
@@ -315,12 +281,18 @@ class Transfer:
         joined = b"".join(self._md5s[number] for number in range(1, count + 1))
         return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{count}"
 
-    async def _checked(self, wanted: str) -> tuple[int, str]:
+    async def _checked(self, wanted: str, *, proven: bool) -> tuple[int, str]:
         """Compare the object with the file. A wrong one is taken away: half a log is worse than none.
 
-        But only our own, of this attempt: another one is somebody's log, who was told that it is stored.
+        But only our own, of this attempt: another one is somebody's log, who was told that it is stored. Where the
+        store does not let us look, its checksums of what it has taken are enough (``proven``).
         """
-        told = await self._store.head(self._key)
+        try:
+            told = await self._store.head(self._key)
+        except Denied as error:
+            if error.passes or not proven or not self._owner.names(self._key):
+                raise
+            return self._log.size, wanted
         size, etag = int(told["ContentLength"]), _etag(told)
         if size != self._log.size or not await self._is_this_file(told, wanted):
             await self._progress.begun(None, 0)

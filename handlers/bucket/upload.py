@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from petalbus.daemon.bus.connection import ServerError
 from petalbus.daemon.bus.errors import BusError, HandlerError
 from petalbus.handlers.bucket.body import Meter
-from petalbus.handlers.bucket.errors import Away, BucketError, FileRefused, WrongBytes
+from petalbus.handlers.bucket.errors import Away, BucketError, Denied, FileRefused, Refusal, WrongBytes
 from petalbus.handlers.bucket.files import FlightLog, check_file
 from petalbus.handlers.bucket.notes import Note, Noted, Notes
 from petalbus.handlers.bucket.owner import Owner
+from petalbus.handlers.bucket.store import Occupied
 from petalbus.handlers.bucket.transfer import Transfer, options_of
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 FIRST_WAIT_S: Final = 1.0
 LONGEST_WAIT_S: Final = 60.0
+REFUSED_S: Final = 6 * 3600.0
+"""An upload is given up when the session token service has said no for so long: until then somebody may log in there,
+or the page of a network in between may be passed."""
+
+_KEYS_TRIED: Final = 8
 MAX_WRONG: Final = 5
 """Attempts without getting further, whose bytes arrived as others than were sent, before it is given up."""
 
@@ -64,6 +70,9 @@ class Surroundings(Protocol):
     def worked(self) -> None:
         """The store has answered: whoever waits for it may try."""
 
+    def uses(self, key: str) -> bool:
+        """Whether an upload under way has this key."""
+
 
 class Upload:
     """``run`` returns the result, or raises HandlerError with the reason."""
@@ -85,6 +94,7 @@ class Upload:
         self._wrong = 0
         self._seen = 0
         self._best = 0
+        self._refused_since: float | None = None
         self._began = time.monotonic()
 
     @property
@@ -131,7 +141,7 @@ class Upload:
             return
         self._told = (meter.done, self._state)
         if meter.stored > self._seen and self._state is State.UPLOADING:
-            self._seen, self._failures = meter.stored, 0
+            self._seen, self._failures, self._refused_since = meter.stored, 0, None
             self._around.worked()
         shown = {name: told for name, told in self.describe().items() if name in _TOLD}
         await self.tell({**shown, "error": self.last_error if self._state is State.OFFLINE else None})
@@ -157,6 +167,7 @@ class Upload:
     async def _until_allowed(self) -> None:
         while self.paused:
             self.state = State.PAUSED
+            self._refused_since = None
             await self._sleep(None)
         self._require_time()
 
@@ -183,6 +194,7 @@ class Upload:
         """Wait where waiting helps. Raises HandlerError where it does not."""
         self.last_error = str(error)
         self._require_time()
+        self._require_hope(error)
         if isinstance(error, WrongBytes):
             reached = self.meter.kept + self.meter.stored
             self._wrong = 1 if reached > self._best else self._wrong + 1
@@ -199,6 +211,17 @@ class Upload:
             "upload %s of %s waits: %s", self.order.id, self.order.path, error,
         )  # fmt: skip
         await self._sleep(wait * random.uniform(0.75, 1.25))  # noqa: S311  # so that not all come back at once
+
+    def _require_hope(self, error: Exception) -> None:
+        """Raises HandlerError when the token service has refused us for long, and nothing else came between."""
+        if not isinstance(error, Refusal):
+            self._refused_since = None
+            return
+        now = time.monotonic()
+        if self._refused_since is None:
+            self._refused_since = now
+        elif now - self._refused_since >= REFUSED_S:
+            raise _dead(error, f"{error}, for {(now - self._refused_since) / 3600:.1f} hours") from error
 
     async def _sleep(self, seconds: float | None) -> None:
         left = self.order.left()
@@ -230,7 +253,11 @@ class Upload:
         key = await self._noted(found, machine)
         async with around.gate.turn(order.rank):
             self.state = State.UPLOADING
-            await Owner(around.store, machine, order.prefix).free_or_ours(key)
+            owner = Owner(around.store, machine, order.prefix)
+            if not order.may_repeat:
+                await owner.free_or_ours(key)
+            elif note.upload is None:
+                key = await self._unused(owner, key)
         transfer = Transfer(
             around.store,
             found,
@@ -240,8 +267,13 @@ class Upload:
             turn=lambda: around.gate.turn(order.rank),
             meter=self.meter,
             prefix=order.prefix,
+            upload=order.id if order.may_repeat else None,
         )
-        size, etag = await transfer.run()
+        try:
+            size, etag = await transfer.run()
+        except Occupied:
+            await self._rename(machine)
+            raise
         return self._result(found, key, size, etag)
 
     async def _noted(self, found: FlightLog, machine: str) -> str:
@@ -252,8 +284,36 @@ class Upload:
                 f"File validation failed: {found.path} changed while it was uploaded; upload it when it is complete"
             )
         note.path, note.stamp, note.machine = str(found.path), found.stamp, machine
-        note.key = note.key or self.order.make_key(machine)
+        note.key = note.key or await self._made_key(machine)
         note.attempts += 1
+        await self._around.notes.save(self.order.id, note)
+        return note.key
+
+    async def _made_key(self, machine: str, *, apart: bool = False) -> str:
+        """The key, one that no other unfinished upload has where it was not asked for. Raises BucketError."""
+        order, around = self.order, self._around
+        if not order.may_repeat:
+            return order.make_key(machine)
+        noted = {note.key for name, note in (await around.notes.all()).items() if name != order.id}
+        for tried in range(_KEYS_TRIED):
+            key = order.make_key(machine, apart=apart or tried > 0)
+            if key not in noted and not around.uses(key):
+                return key  # nothing is waited for until it is in our note: no other upload can take it in between
+        raise Denied(f"Access denied: {order.template!r} makes one key for all logs, and {key!r} is another's")
+
+    async def _unused(self, owner: Owner, key: str) -> str:
+        """The key, or another one where another log is stored under it: each log is an object of its own."""
+        try:
+            await owner.require_unused(key, self.order.id)
+        except Occupied:
+            return await self._rename(owner.machine)
+        return key
+
+    async def _rename(self, machine: str) -> str:
+        """Another log has our key: take another one, and note that."""
+        note = self.note
+        before, note.key = note.key, await self._made_key(machine, apart=True)
+        log.info("upload %s is stored as %s: another log is %s already", self.order.id, note.key, before)
         await self._around.notes.save(self.order.id, note)
         return note.key
 

@@ -1,4 +1,4 @@
-"""Logs that come over HTTP for a key of the caller's own while the store is away: whose it is is looked at later."""
+"""Logs that come over HTTP while the store is away: whose a key is is looked at later; what was refused is put back."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from petalbus.daemon.http import bucket_spool
 from petalbus.daemon.http.app import HttpApp
 from petalbus.daemon.http.bucket import bucket_router
 from petalbus.daemon.http.bucket_spool import Spool
@@ -22,7 +23,7 @@ from petalbus.petals.proxies.bucket import S3BucketProxy
 from petalbus.petals.proxies.bucket import proxy as proxy_module
 
 from .conftest import MACHINE, World
-from .wire import stall
+from .wire import answer, stall
 
 
 class Site:
@@ -139,3 +140,82 @@ async def test_where_nobody_stores_it_later_it_is_refused_at_once(site: Site) ->
     answer = await site.post("flights/a.ulg", site.world.log().read_bytes())
     assert answer.status_code == 503
     assert site.spool.describe()["waiting"] == []
+
+
+async def refused(site: Site, content: bytes) -> str:
+    """A log that came while the store was away and was then refused; its upload's id."""
+    world = site.world
+    await world.start()
+    await world.wire.shut()
+    told = await site.post("m1/a.ulg", content)
+    assert told.status_code == 202, told.text
+    rule = world.wire.rule("PUT", "", answer(403, "AccessDenied"))
+    await world.wire.open()
+    assert "AccessDenied" in (await until_told(site))["error"]
+    assert rule.hits == 1
+    return str(told.json()["upload_id"])
+
+
+async def put_back(site: Site) -> None:
+    """What `petalbus dead requeue` does."""
+    (letter,) = await site.world.bus.dead.list("bucket")
+    await site.world.bus.dead.requeue("bucket", letter.entry)
+
+
+async def test_what_was_put_back_keeps_its_file(site: Site) -> None:
+    """S-245, S-253: the room is needed while it waits for the store: 507; it is stored later. A refused one goes."""
+    world, content = site.world, site.world.log().read_bytes()
+    site.spool._limit = 3 * len(content) // 2
+    upload = await refused(site, content)
+    await world.wire.shut()
+    await put_back(site)
+    await world.until(upload, lambda one: one["state"] == "offline")
+    full = await site.post("m1/b.ulg", content)
+    assert full.status_code == 507, full.text
+    assert [path.read_bytes() for path in (world.folder / "spool").rglob("*.ulg")] == [content]
+    await world.wire.open()
+    await world.until(upload, lambda one: one["state"] == "done")
+    assert world.stored("m1/a.ulg") == content
+
+
+async def test_what_was_refused_makes_room(site: Site) -> None:
+    """S-253: the last that came is worth more than what nobody takes."""
+    content = site.world.log().read_bytes()
+    site.spool._limit = 3 * len(content) // 2
+    await refused(site, content)
+    other = await site.post("m1/b.ulg", site.world.log().read_bytes())
+    assert other.status_code == 200, other.text
+    assert site.spool.describe()["waiting"] == []
+    assert not [path for path in (site.world.folder / "spool").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("end", ["stored", "stored between two looks", "refused again", "cancelled"])
+async def test_what_was_put_back_is_followed(site: Site, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """S-245, S-253: its file is deleted when it is stored or cancelled, without a restart, and kept when refused."""
+    monkeypatch.setattr(bucket_spool, "_LOOK_S", 1.0 if end == "stored between two looks" else 0.05)
+    monkeypatch.setattr(bucket_spool, "_AGAIN_S", 0.05)
+    world, content = site.world, site.world.log().read_bytes()
+    upload = await refused(site, content)
+    if end == "stored between two looks":
+        await put_back(site)
+        await world.until(upload, lambda one: one["state"] == "done")
+    else:
+        await world.wire.shut()
+        await put_back(site)
+        async with asyncio.timeout(20):
+            while site.spool.describe()["waiting"][0]["error"] is not None:
+                await asyncio.sleep(0.02)
+        if end == "refused again":
+            world.wire.rule("PUT", "", answer(403, "InvalidObjectState"))
+        if end == "cancelled":
+            assert await world.bus.cancel(upload)
+        await world.wire.open()
+    if end == "refused again":
+        assert "InvalidObjectState" in (await until_told(site))["error"]
+        assert len(list((world.folder / "spool").rglob("*.ulg"))) == 1
+        return
+    async with asyncio.timeout(20):
+        while site.spool.describe()["waiting"]:
+            await asyncio.sleep(0.02)
+    assert not list((world.folder / "spool").rglob("*.ulg"))
+    assert (world.s3.files / "m1/a.ulg").exists() is (end != "cancelled")

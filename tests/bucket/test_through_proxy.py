@@ -68,8 +68,10 @@ async def test_errors_have_the_documented_shape(world: World, proxy: S3BucketPro
     world.tokens.status = 403
     await world.stop()
     await world.start()
-    failed = await proxy.upload_file(path)
-    assert (failed["status"], failed["error"][:21]) == (403, "Authentication failed")
+    failed = await proxy.upload_file(path, patience=0.1)
+    assert (failed["status"], failed["queued"], failed["error"][:21]) == (503, True, "Authentication failed")
+    asked = await proxy.list_files()
+    assert (asked["status"], asked["error"][:21]) == (403, "Authentication failed")
 
 
 async def test_a_call_while_offline_answers_and_the_upload_goes_on(world: World, proxy: S3BucketProxy) -> None:

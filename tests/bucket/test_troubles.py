@@ -182,16 +182,6 @@ async def test_a_token_service_that_fails_is_waited_for(world: World, status: in
     assert (await world.result(upload, path))["success"]
 
 
-async def test_a_token_service_that_refuses_us(world: World) -> None:
-    """S-271: a clear no is a dead letter in the documented words."""
-    world.tokens.status = 403
-    await world.start()
-    path = world.log()
-    with pytest.raises(ReplyError, match="Authentication failed"):
-        await world.result(await world.send(path), path)
-    assert len(await world.bus.dead.list("bucket")) == 1
-
-
 async def test_a_token_service_that_answers_nonsense_is_waited_for(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,22 +9,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from petalbus.daemon.bus.errors import BusError
 from petalbus.handlers.bucket.errors import Away, BucketError, Denied
 from petalbus.handlers.bucket.files import ALLOWED, check_file
-from petalbus.handlers.bucket.names import TEMPLATE, checked_key, checked_prefix, checked_template, make_key
+from petalbus.handlers.bucket.names import TEMPLATE, checked_key, checked_prefix, checked_template, make_key, may_repeat
 from petalbus.handlers.bucket.owner import OWNER, Owner
 from petalbus.handlers.bucket.reading import Reading, load
-from petalbus.handlers.bucket.store import ENCRYPTION, Store
+from petalbus.handlers.bucket.store import ENCRYPTION, Occupied, Store
 from petalbus.handlers.bucket.transfer import options_of, put
 from petalbus.petals.proxies.base import BaseProxy
 from petalbus.petals.proxies.bucket import running
 from petalbus.petals.proxies.bucket.uploads import OnProgress, Uploads
 from petalbus.petals.proxies.errors import ProxyNotReady, error_result
-from petalbus.schemas.vocabulary import Priority
+from petalbus.schemas.stamps import new_id
+from petalbus.schemas.vocabulary import Priority, Status
 
 log = logging.getLogger("S3BucketProxy")
 
@@ -201,10 +203,16 @@ class S3BucketProxy(BaseProxy):
         """Store it from this process, now or not at all."""
         path = Path(order["path"])
         name = order.get("filename") or path.name
-        key = order.get("s3_key") or make_key(self._template, machine=machine, name=name, prefix=self.upload_prefix)
+        make = partial(make_key, self._template, machine=machine, name=name, prefix=self.upload_prefix)
+        key = order.get("s3_key") or make()
         found = await asyncio.to_thread(check_file, path, accept_documented=self.documented_magic)
         await Owner(store, machine, self.upload_prefix).free_or_ours(key)
-        size = await put(store, found, key, options_of(found, machine), prefix=self.upload_prefix)
+        upload = new_id() if "s3_key" not in order and may_repeat(self._template) else None
+        try:
+            size = await put(store, found, key, options_of(found, machine), prefix=self.upload_prefix, upload=upload)
+        except Occupied:
+            key = make(apart=True)
+            size = await put(store, found, key, options_of(found, machine), prefix=self.upload_prefix, upload=upload)
         where: Result = {"s3_key": key, "url": store.url(key), "file_url": store.url(key), "size": size}
         if found.indexed is not None:
             where["indexed"] = found.indexed
@@ -328,6 +336,11 @@ class S3BucketProxy(BaseProxy):
             return {"success": True}
 
         return await self._answer("upload", ask)
+
+    async def upload_status(self, upload_id: str) -> Status | None:
+        """Where an upload's record stands; None where no daemon carries uploads out. Raises BusError."""
+        uploads = await self._serving()
+        return None if uploads is None else await uploads.status(upload_id)
 
     async def _serving(self) -> Uploads | None:
         """The way to a daemon that stores what is uploaded; None where this process does. Raises BusError."""

@@ -13,7 +13,7 @@ from petalbus.daemon.bus.errors import BusError, ReplyError, RequestCancelled
 from petalbus.handlers.bucket import words
 from petalbus.petals.proxies.errors import error_result
 from petalbus.schemas.stamps import new_id
-from petalbus.schemas.vocabulary import Priority
+from petalbus.schemas.vocabulary import Priority, Status
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
@@ -79,6 +79,10 @@ class Uploads:
         bus = await self._opened()
         receipt = await bus.send(words.APP, words.UPLOAD, order, id=id, priority=priority, deadline=deadline)
         return receipt.id
+
+    async def status(self, id: str) -> Status:
+        """Where the record of an upload stands. Raises BusError."""
+        return await (await self._opened()).status(id)
 
     async def upload(
         self,
