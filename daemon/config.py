@@ -140,7 +140,9 @@ class Settings(VehicleSettings, MqttSettings, CloudSettings, BaseSettings):
     petals_handler_timeout: Annotated[
         float | None, Field(gt=0, description="how long a petal's handler may run where it says nothing (s)")
     ] = None
-    petals_concurrency: Annotated[int, Field(ge=1, le=256, description="handlers of one petal at a time")] = 4
+    petals_concurrency: Annotated[
+        int, Field(ge=1, le=256, description="handlers of one petal at a time, beside its MQTT commands")
+    ] = 4
     petals_queue: Annotated[int, Field(ge=1, le=10_000, description="records of a level that a petal reads ahead")] = 64
     petals_restarts: Annotated[
         int, Field(ge=0, le=1000, description="restarts of a petal within five minutes before it is given up")

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from petalbus.handlers.mqtt.words import URGENT
+
 
 class MqttSettings(BaseModel):
     """Part of the daemon's settings."""
@@ -56,7 +58,7 @@ class MqttSettings(BaseModel):
         str | None, Field(min_length=8, description="what callbacks must bear; without it they come from this machine")
     ] = None
     mqtt_callbacks: Annotated[bool, Field(description="take what the client program brings")] = True
-    mqtt_rate: Annotated[float, Field(gt=0, le=100_000, description="messages a second to the broker at most")] = 100.0
+    mqtt_rate: Annotated[float, Field(gt=0, le=100_000, description="messages a second to the broker at most")] = 90.0
     mqtt_bytes_rate: Annotated[float, Field(gt=0, description="bytes a second to the broker at most")] = 524_288.0
     mqtt_max_payload: Annotated[
         int, Field(ge=1, le=1 << 20, description="bytes of a message to the broker at most")
@@ -66,8 +68,12 @@ class MqttSettings(BaseModel):
         float, Field(gt=0, le=86_400, description="a command that nobody has begun for so long is not begun (s)")
     ] = 120.0
     mqtt_command_max_age: Annotated[
-        float | None, Field(gt=0, description="commands older than this by their timestamp are refused (s)")
+        float | None,
+        Field(ge=0, description="commands older by their timestamp are refused (s); 0: none, not given: after 120 s"),
     ] = None
+    mqtt_urgent_commands: Annotated[
+        str, Field(pattern=r"^[^/]*$", description="last words of commands that overtake all others, with commas")
+    ] = ",".join(URGENT)
     mqtt_command_edge_topic: Annotated[str, Field(min_length=1, description="commands arrive here")] = "command/edge"
     mqtt_command_topic: Annotated[str, Field(min_length=1, description="commands arrive here, too")] = "command"
     mqtt_response_topic: Annotated[str, Field(min_length=1, description="responses leave here")] = "response"

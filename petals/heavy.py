@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Any, Final
 
 from petalbus.petals.exits import PetalExited
@@ -14,12 +15,23 @@ from petalbus.petals.exits import PetalExited
 MAX_THREADS: Final = 4
 """Handlers that compute at a time, in one process; further ones wait for a thread."""
 
-_pool: ThreadPoolExecutor | None = None
+_urgent: Final[ContextVar[bool]] = ContextVar("petalbus_urgent", default=False)
+_pools: dict[bool, ThreadPoolExecutor] = {}
 _guard = threading.Lock()
 
 
 class HandlerCancelled(RuntimeError):
     """The handler ended itself by cancelling its own task."""
+
+
+@contextlib.contextmanager
+def overtaking(urgent: bool) -> Iterator[None]:  # noqa: FBT001  # a condition
+    """What is ``urgent`` does not wait for a thread that other handlers have: inside it has threads of its own."""
+    token = _urgent.set(urgent)
+    try:
+        yield
+    finally:
+        _urgent.reset(token)
 
 
 async def run_heavy(function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
@@ -79,8 +91,9 @@ class _Work:
 
 
 def _threads() -> ThreadPoolExecutor:
-    global _pool  # noqa: PLW0603  # one pool a process, made when it is first needed
+    which = _urgent.get()
     with _guard:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="petal-heavy")
-        return _pool
+        pool = _pools.get(which)
+        if pool is None:
+            pool = _pools[which] = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="petal-heavy")
+        return pool

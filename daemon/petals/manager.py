@@ -18,6 +18,7 @@ from petalbus.daemon.petals.managed import Managed, PetalState
 from petalbus.daemon.petals.process import InProcess
 from petalbus.daemon.petals.surroundings import Surroundings
 from petalbus.daemon.petals.watchdog import Watchdog
+from petalbus.handlers.mqtt.words import COMMANDS_AT_ONCE
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
@@ -217,7 +218,8 @@ class PetalManager:
         timeout = self._setting("petals_handler_timeout", None)
         petal.isolation = self._choices.isolation(names)
         options = {
-            "workers": self._setting("petals_concurrency", 4),
+            # MQTT's commands come on top: so many of them that take long leave its other handlers their places
+            "workers": self._setting("petals_concurrency", 4) + COMMANDS_AT_ONCE,
             "window": self._setting("petals_queue", 64),
         }
         if petal.isolation != "process":

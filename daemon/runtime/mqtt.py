@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 _AWS_PORT: Final = 443
 _AWS_ALPN: Final = "x-amzn-mqtt-ca"
+_MAX_AGE_S: Final = 120.0
+_HELD_S: Final = 3600.0
+"""Seconds for which AWS IoT keeps the messages of a session, unless another time was asked for."""
 _PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
 
 _CLIENT: Final = {"mqtt_client_host", "mqtt_client_port", "mqtt_callback_host", "mqtt_callback_port"}
@@ -137,6 +140,7 @@ def mqtt_options(settings: Settings) -> MqttOptions:
     """What does not depend on the way to the broker."""
     from petalbus.handlers.mqtt.options import EgressOptions, MqttOptions  # noqa: PLC0415  # loaded by the part
 
+    age = settings.mqtt_command_max_age
     return MqttOptions(
         egress=EgressOptions(
             rate=settings.mqtt_rate,
@@ -149,7 +153,10 @@ def mqtt_options(settings: Settings) -> MqttOptions:
         response=settings.mqtt_response_topic,
         command_web=settings.mqtt_command_web_topic,
         command_deadline=settings.mqtt_command_deadline,
-        command_max_age=settings.mqtt_command_max_age,
+        command_max_age=_MAX_AGE_S if age is None else age or None,
+        # where it was said that two clocks may be compared every age counts
+        command_held=max(settings.mqtt_session, _HELD_S) if age is None else None,
+        urgent=frozenset(word.strip() for word in settings.mqtt_urgent_commands.split(",") if word.strip()),
     )
 
 
@@ -245,7 +252,10 @@ class MqttLink:
             made: Transport = import_module("petalbus.handlers.mqtt.off").OffTransport()
         elif kind == "direct":
             module = await asyncio.to_thread(import_module, "petalbus.handlers.mqtt.direct.transport")
-            made = module.DirectTransport(direct_options(self._settings))
+            options = direct_options(self._settings)
+            kept = import_module("petalbus.handlers.mqtt.direct.kept")
+            broker = f"{options.host}:{options.port}"
+            made = module.DirectTransport(options, kept=kept.KeptFilters(lambda: self._bus, broker))
         else:
             module = await asyncio.to_thread(import_module, "petalbus.handlers.mqtt.client.transport")
             made = module.ClientTransport(client_options(self._settings), self._callbacks)

@@ -6,7 +6,8 @@
     petals take any command                        -> all of those: a petal may name its commands as it likes
     none of these                                  -> an error response; while petals are being loaded, not yet
 
-An offer's id is made of the messageId and the app: the same command that arrives twice runs once.
+An offer's id is made of the messageId and the app: the same command that arrives twice runs once. What stops an
+aircraft is offered at priority CRITICAL: it begins although a petal's places for commands are all taken.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ import orjson
 
 from petalbus.daemon.bus.errors import BusFull, BusUnavailable, IdConflict, QueueFull
 from petalbus.handlers.mqtt import words
+from petalbus.handlers.mqtt.options import MqttOptions
 from petalbus.handlers.mqtt.waiting import Asked, Waiting, unknown_command
 from petalbus.schemas.convert.names import bus_id
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.stamps import BOOT_ID, boot_clock_ns
-from petalbus.schemas.vocabulary import APP_RULE
+from petalbus.schemas.vocabulary import APP_RULE, Priority
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
+    from petalbus.daemon.bus.sender import Receipt
     from petalbus.handlers.mqtt.ingress import Respond
     from petalbus.schemas.record import Record
 
@@ -49,6 +52,8 @@ DEADLINE: Final = 120.0
 _AGAIN_S: Final = 0.5
 _LOADING_S: Final = 30.0
 _LOADING_LOOK_S: Final = 0.1
+
+_DEFAULTS: Final = MqttOptions()
 
 Installed = Callable[[], Collection[str] | None]
 """Names of the petals that there are; None while they are being looked for and started."""
@@ -72,10 +77,15 @@ class CommandDispatch:
         built_in: Mapping[str, BuiltIn] | None = None,
         deadline: float = DEADLINE,
         for_us: Callable[[str], bool] = words.is_command_topic,
+        here: Callable[[str], bool] = words.is_command_topic,
+        urgent: Callable[[str], bool] = _DEFAULTS.is_urgent,
     ) -> None:
         """``acknowledge(device topic, messageId)`` tells that a built-in command was received. ``for_us(topic)``:
-        whether commands for this device arrive there.
+        whether commands for this device arrive there; ``here(topic)``: of whichever organisation.
+        ``urgent(command)``: whether it overtakes all others.
         """
+        self._urgent = urgent
+        self._here = here
         self._for_us = for_us
         self._bus = bus
         self._respond = respond
@@ -131,7 +141,12 @@ class CommandDispatch:
                         await asyncio.sleep(_AGAIN_S)
 
     def _is_command(self, record: Record) -> bool:
-        return isinstance(record.data, dict) and self._for_us(str(record.data.get("topic", "")))
+        """``ours``: it was when it came; the organisation may have changed since."""
+        data = record.data
+        if not isinstance(data, dict):
+            return False
+        topic = str(data.get("topic", ""))
+        return self._here(topic) if data.get("ours") is True else self._for_us(topic)
 
     async def _take(self, records: Sequence[Record]) -> None:
         """Commands that were there at one moment: with as few questions to the server as for one."""
@@ -185,8 +200,7 @@ class CommandDispatch:
         """To ourselves, as work of our own inbox: it takes longer than others may wait for."""
         # as text: one level deeper it might be nested too deeply
         data = {"record": orjson.dumps(record.data).decode(), "asked": asked.encode().decode()}
-        left = max(0.001, asked.within - asked.age)
-        await self._bus.send(self._bus.app, kind, data, id=asked.offers[0], deadline=left)
+        await self._send(self._bus.app, kind, data, asked, asked.offers[0])
 
     async def _decide_later(self, record: Record) -> None:
         """Wait until the petals are there, or for so long that it is time to decide without them."""
@@ -207,10 +221,9 @@ class CommandDispatch:
             return
         problems = []
         for app, name in zip(apps, asked.offers, strict=True):
-            left = max(0.001, asked.within - asked.age)
             try:
                 # a key of its own: commands begin in order, and one that takes long holds up no other
-                receipt = await self._bus.send(app, words.COMMAND, data, id=name, key=name, deadline=left)
+                receipt = await self._send(app, words.COMMAND, data, asked, name, key=name)
             except (RecordInvalid, IdConflict, QueueFull) as error:
                 problems.append(f"it cannot be offered to {app}: {error}")
                 await self._keep(record, problems[-1])
@@ -219,6 +232,22 @@ class CommandDispatch:
             self.repeated += receipt.duplicate
         if len(problems) == len(apps):
             await self._refuse(message, asked, words.refusal(problems[0], "NOT_TAKEN"))
+
+    async def _send(
+        self, app: str, kind: str, data: dict[str, Any], asked: Asked, name: str, *, key: str | None = None
+    ) -> Receipt:
+        """Raises RecordInvalid, IdConflict, QueueFull, BusUnavailable, BusFull."""
+        levels = [Priority.NORMAL, Priority.CRITICAL]
+        if self._urgent(asked.command):
+            levels.reverse()
+        left = max(0.001, asked.within - asked.age)
+        send = partial(self._bus.send, app, kind, data, id=name, key=key, deadline=left)
+        try:
+            return await send(priority=levels[0])
+        except IdConflict:
+            # its priority is a part of its identity, and was another one before the program or its settings changed:
+            # it is the same command, and has had its turn
+            return await send(priority=levels[1])
 
     def _meant(self, asked: Asked, takers: Mapping[str, list[str] | None]) -> list[str] | None:
         """The apps to which a command is offered; None while that cannot be said."""
@@ -261,13 +290,16 @@ class CommandDispatch:
             log.exception("built-in command %s failed", asked.command)
             told = words.refusal(f"{type(error).__name__}: {error}", "HANDLER_ERROR")
         if message.get("waitResponse"):
-            await self._respond(asked.device, asked.message_id, told)
+            await self._respond(asked.device, asked.message_id, told, name=asked.name)
 
     async def _refuse(self, message: dict[str, Any], asked: Asked, data: dict[str, Any]) -> None:
         self.refused += 1
         log.warning("command %s (%s) is refused: %s", asked.command, asked.message_id, data["error"])
         if message.get("waitResponse"):
-            await self._respond(asked.device, asked.message_id, data)
+            try:
+                await self._respond(asked.device, asked.message_id, data, name=asked.name)
+            except (RecordInvalid, IdConflict, QueueFull) as error:
+                log.warning("the sender of command %s cannot be answered: %s", asked.message_id, error)
             self.waiting.answered(asked.message_id)
 
     async def _keep(self, record: Record, reason: str) -> None:
@@ -282,7 +314,7 @@ def _always(_record: Record) -> bool:
 
 
 def _offer_id(asked: Asked, app: str) -> str:
-    return bus_id(f"{asked.message_id}@{app}")
+    return bus_id(f"{asked.name or asked.message_id}@{app}")
 
 
 def _passed_on(record: Record) -> tuple[dict[str, Any], Asked]:
@@ -291,13 +323,19 @@ def _passed_on(record: Record) -> tuple[dict[str, Any], Asked]:
 
 
 def _asked(record: Record, message: dict[str, Any], within: float) -> Asked:
+    expiry, waited = _number(record.data.get("expiry")), _number(record.data.get("waited"))
     return Asked(
         message_id=str(message.get("messageId", record.id)),
         device=words.device_of(str(record.data["topic"])) or "",
         command=str(message["command"]),
-        arrived_ns=boot_clock_ns() - round(_age(record) * 1e9),
-        within=within,
+        arrived_ns=boot_clock_ns() - round((_age(record) + (waited or 0.0)) * 1e9),
+        within=within if expiry is None else min(within, expiry),
+        name=record.id if record.data.get("reused") is True else None,
     )
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _age(record: Record) -> float:

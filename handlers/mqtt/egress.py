@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from petalbus.daemon.bus.errors import BusError, HandlerError
 from petalbus.handlers.mqtt import words
-from petalbus.handlers.mqtt.limits import Budget, topic_problem
+from petalbus.handlers.mqtt.limits import Budget, size_of, topic_problem
 from petalbus.handlers.mqtt.options import EgressOptions
 from petalbus.handlers.mqtt.outgoing import Item
-from petalbus.handlers.mqtt.transport import Identity, LinkLost, PublishRefused, Transport
+from petalbus.handlers.mqtt.transport import Identity, LinkLost, NotNow, PublishRefused, Transport
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.stamps import boot_clock_ns
 
@@ -36,6 +36,12 @@ _DEADLINE_LOOK_S: Final = 0.5
 _STALE_S: Final = 1.0
 """Telemetry that has waited for so long gives way to a newer value, also while there is a connection."""
 _MOST_PARKED: Final = 64
+NOT_NOW_FIRST_S: Final = 0.5
+NOT_NOW_MOST_S: Final = 30.0
+"""Pauses before a message that the broker did not take just then is sent again: doubled each time."""
+NOT_NOW_TIMES: Final = 8
+"""After so many, a minute later, it is given up: where the broker took others, or did not speak of a quota."""
+NOT_NOW_PASSED: Final = 3
 _ECHO_S: Final = 60.0
 _MOST_ECHOES: Final = 256
 
@@ -75,6 +81,7 @@ class Egress:
         self._identity = Identity()
         self._heap: list[tuple[Any, Item]] = []
         self._parked: list[Item] = []
+        self._resting: list[Item] = []
         self._latest: dict[str, Item] = {}
         self._numbers = itertools.count()
         self._wake = asyncio.Event()
@@ -83,10 +90,12 @@ class Egress:
         self._offline_since: float | None = time.monotonic()
         self._budget = Budget(options, now=time.monotonic())
         self.sent = 0
+        self._confirmed = 0
         self.conflated = 0
         self.refused = 0
         self.expired = 0
         self.repeated = 0
+        self.put_off = 0
         self.echoed = 0
         self._subscribed: frozenset[str] = frozenset()
         self._echoes: OrderedDict[tuple[str, bytes], float] = OrderedDict()
@@ -188,7 +197,7 @@ class Egress:
 
     def statistics(self) -> dict[str, Any]:
         """What waits and for how long, and counters."""
-        waiting = [item for _, item in self._heap if not item.gone] + self._parked
+        waiting = [item for _, item in self._heap if not item.gone] + self._parked + self._resting
         oldest = min((item.stored_ns for item in waiting), default=None)
         return {
             "waiting": len(waiting),
@@ -197,6 +206,7 @@ class Egress:
             "in_flight": len(self._flying),
             "sent": self.sent,
             "repeated": self.repeated,
+            "put_off": self.put_off,
             "echoed": self.echoed,
             "conflated": self.conflated,
             "refused": self.refused,
@@ -215,15 +225,26 @@ class Egress:
         """What became too late while it waits is told in time."""
         while True:
             await self._some.wait()
-            waiting = [item for _, item in self._heap] + self._parked
+            waiting = [item for _, item in self._heap] + self._parked + self._resting
             if not waiting:
                 self._some.clear()
             for item in waiting:
                 if item.expired() and not item.done.done() and not item.flying:
                     self._too_late(item)
             self._parked = [item for item in self._parked if not item.done.done()]
+            self._rouse()
             self._latest = {where: item for where, item in self._latest.items() if not item.gone}
             await asyncio.sleep(_DEADLINE_LOOK_S)
+
+    def _rouse(self) -> None:
+        """What the broker did not take waits for its next turn."""
+        now = time.monotonic()
+        resting, self._resting = [item for item in self._resting if not item.done.done()], []
+        for item in resting:
+            if item.again_at <= now:
+                self._push(item)
+            else:
+                self._resting.append(item)
 
     async def _send_all(self) -> None:
         while True:
@@ -234,7 +255,7 @@ class Egress:
             await self._transport.room()
             if not self._drop_gone():
                 continue
-            pause = self._budget.wait(len(self._heap[0][1].payload), time.monotonic())
+            pause = self._budget.wait(self._size(self._heap[0][1]), time.monotonic())
             if pause > 0:
                 await asyncio.sleep(pause)
                 continue  # something more urgent may have come
@@ -258,6 +279,9 @@ class Egress:
             heapq.heappop(self._heap)
         return bool(self._heap)
 
+    def _size(self, item: Item) -> int:
+        return size_of(item.topic or item.topic_for(self._identity) or "", item.payload)
+
     def _send(self, item: Item) -> None:
         topic = item.topic or item.topic_for(self._identity)
         if topic is None:
@@ -269,7 +293,7 @@ class Egress:
         if item.expired():
             self._too_late(item)
             return
-        self._budget.take(len(item.payload), time.monotonic())
+        self._budget.take(size_of(topic, item.payload), time.monotonic())
         if topic in self._subscribed and item.answers is not None:
             self._echoes[(topic, item.payload)] = time.monotonic()
             if len(self._echoes) > _MOST_ECHOES:
@@ -287,15 +311,37 @@ class Egress:
         error = LinkLost("cancelled") if done.cancelled() else done.exception()
         if error is None:
             self.sent += 1
+            self._confirmed += item.qos  # that telemetry left says nothing about the broker
             item.done.set_result({"status": "published", "reason_code": done.result()})
         elif isinstance(error, PublishRefused):
             self._refuse(item, str(error), "REFUSED_BY_BROKER", error.code, keep=error.keep)
         else:
+            self._echoes.pop((item.topic or item.topic_for(self._identity) or "", item.payload), None)
+            if isinstance(error, NotNow):
+                self._put_off(item, error)
+                return
             if not isinstance(error, LinkLost):
                 log.error("a message for the broker is sent again: %r", error)
             self.repeated += 1
-            self._echoes.pop((item.topic or item.topic_for(self._identity) or "", item.payload), None)
             self._push(item)
+
+    def _put_off(self, item: Item, error: NotNow) -> None:
+        """The broker does not take it just now: again after a pause, unless it will not have just this one."""
+        self.put_off += 1
+        if not item.put_off:
+            item.sent_before = self._confirmed
+            # a full broker is one line, not one of each message
+            level = logging.DEBUG if self._resting else logging.WARNING
+            log.log(level, "the message %s is sent again later: %s", item.id, error)
+        item.put_off += 1
+        passed = self._confirmed - item.sent_before
+        if item.put_off >= NOT_NOW_TIMES and (passed >= NOT_NOW_PASSED or not error.patient):
+            text = f"{error}, {item.put_off} times, while it took {passed} others"
+            self._refuse(item, text, "REFUSED_BY_BROKER", error.code)
+            return
+        item.again_at = time.monotonic() + min(NOT_NOW_MOST_S, NOT_NOW_FIRST_S * 2.0 ** min(item.put_off - 1, 16))
+        self._resting.append(item)
+        self._some.set()
 
     def _refuse(self, item: Item, text: str, code: str, reason: int | None, *, keep: bool = True) -> None:
         self.refused += 1

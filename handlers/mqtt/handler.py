@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 _MANY_ATTEMPTS: Final = 1_000_000
 _COMMAND_WORKERS: Final = 64
 """Commands whose petal is still to be loaded wait in them."""
+FORMER_S: Final = 300.0
+"""Seconds for which commands that were sent under the organisation of before are taken still: they were under way."""
 _LOOK_S: Final = 10.0
 """Wishes for topics are told; this look is for those whose telling was lost."""
 
@@ -85,11 +88,17 @@ class MqttHandler:
             built_in=built_in,
             deadline=options.command_deadline,
             for_us=self._for_us,
+            here=self._is_here,
+            urgent=options.is_urgent,
         )
         self.egress = Egress(transport, options.egress, answers=self.dispatch.waiting, response=options.response)
         self.filters: dict[str, int] = {}
         """Topic filters that are wanted, with their quality of service."""
         self._identity = Identity()
+        self._former: dict[str, float] = {}
+        """Organisations of before, until when (monotonic) their commands are taken."""
+        self._had_one = False
+        self._told_strange = False
         self._look = asyncio.Event()
         self.wishes = Wishes(bus, options.egress, changed=self._look.set, installed=installed)
         self._state = LinkState()
@@ -226,6 +235,7 @@ class MqttHandler:
             return
         if identity.organization != self._identity.organization:
             log.info("MQTT: the organisation is %s now", identity.organization or "not known")
+            self._leave(self._identity.organization)
         self._let_later_leave(bool(identity.organization and identity.device))
         self._identity, self.filters = identity, filters
         self.egress.follow(identity)
@@ -257,11 +267,8 @@ class MqttHandler:
         ends = (self.options.command_edge, self.options.command_plain, self.options.response)
         return {f"{base}/{end}": 1 for end in ends}
 
-    def _for_us(self, topic: str) -> bool:
-        """Whether commands for this device arrive there: a petal may have subscribed those of others, too.
-
-        Of whichever organisation: it may have changed while the command was under way.
-        """
+    def _is_here(self, topic: str) -> bool:
+        """Whether it is a command topic of this device, of whichever organisation; of any while it is not known."""
         device = self._identity.device
         parts = topic.split("/", 4)
         if len(parts) != 5 or (parts[0], parts[2]) != ("org", "device"):
@@ -270,19 +277,48 @@ class MqttHandler:
             return False
         return device is None or parts[3] in (device, device.removeprefix("Instance-"))
 
+    def _for_us(self, topic: str) -> bool:
+        """Whether commands for this device arrive there: a petal may have subscribed those of others, too.
+
+        Those of the organisation of before for a while: it may have changed while the command was under way. While no
+        organisation was ever known here, of whichever. While the device is not known nobody's are ours.
+        """
+        if not self._is_here(topic):
+            return False
+        me = self._identity
+        if me.device is None:
+            if not self._told_strange:
+                self._told_strange = True
+                log.warning("commands on %s are not carried out: which device this is is not known", topic)
+            return False
+        organization = topic.split("/", 2)[1]
+        if organization == me.organization or (me.organization is None and not self._had_one):
+            return True
+        return time.monotonic() < self._former.get(organization, 0.0)
+
+    def _leave(self, organization: str | None) -> None:
+        now = time.monotonic()
+        self._former = {name: until for name, until in self._former.items() if until > now}
+        if organization is not None:
+            self._had_one = True
+            self._former[organization] = now + FORMER_S
+
     # -- answers of our own -------------------------------------------------------------------------------------------
 
-    async def _respond(self, device: str, message_id: str, data: dict[str, Any]) -> None:
-        """Answer for a petal that does not, once. Raises BusError."""
+    async def _respond(self, device: str, message_id: str, data: dict[str, Any], *, name: str | None = None) -> None:
+        """See Respond: answer for a petal that does not."""
         head = {"messageId": message_id, "phase": "result", "timestamp": words.stamp()}
-        await self._store(f"{device}/{self.options.response}", {**head, **data}, f"{message_id}@mqtt.answer")
+        topic = f"{device}/{self.options.response}"
+        await self._store(topic, {**head, **data}, f"{name or message_id}@mqtt.answer", aside=name is not None)
 
     async def _acknowledge(self, device: str, message_id: str) -> None:
         told = {"messageId": message_id, "phase": "ack", "ackType": "service-received", "service": "petalbus"}
         await self._store(f"{device}/{words.ACK}", {**told, "timestamp": words.stamp()}, f"{message_id}@mqtt.ack")
 
-    async def _store(self, topic: str, payload: dict[str, Any], name: str) -> None:
+    async def _store(self, topic: str, payload: dict[str, Any], name: str, *, aside: bool = False) -> None:
         data = {"topic": topic, "payload": {**payload, "deviceId": topic.split("/")[3]}, "qos": 1}
+        if aside:
+            data["aside"] = True
         await self._bus.send(words.APP, words.PUBLISH, data, id=bus_id(name), priority=Priority.HIGH)
 
     # -- how the link is ----------------------------------------------------------------------------------------------

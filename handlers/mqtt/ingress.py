@@ -3,7 +3,8 @@
 transport -> received: a command, or anything else -> topic mqtt.rx
                        not what its topic stands for -> topic mqtt.invalid, and an error response where one can be given
 
-A command's record bears its messageId, so the one that comes again after a crash is the same record.
+A command's record bears its messageId, so the one that comes again after a crash is the same record. Another command
+under a used messageId is refused; one that must not wait runs nevertheless, under an id made of what it says.
 """
 
 from __future__ import annotations
@@ -12,21 +13,26 @@ import base64
 import hashlib
 import json
 import logging
+import math
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import orjson
 
-from petalbus.daemon.bus.errors import IdConflict
+from petalbus.daemon.bus.errors import BusError, BusUnavailable, IdConflict
 from petalbus.handlers.mqtt import words
 from petalbus.schemas.convert.names import bus_id, content_id
 from petalbus.schemas.errors import RecordInvalid
+from petalbus.schemas.record import Record
+from petalbus.schemas.stamps import boot_clock_ns
+from petalbus.schemas.vocabulary import Status
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
+    from petalbus.daemon.bus.sender import Receipt
     from petalbus.handlers.mqtt.options import MqttOptions
     from petalbus.handlers.mqtt.transport import Incoming
 
@@ -40,8 +46,24 @@ _WAITS: Final = re.compile(rb'"waitResponse"\s*:\s*true')
 _SANE_CLOCK: Final = 1_700_000_000
 """Seconds since 1970: a clock before it was never set, and tells no ages."""
 
-Respond = Callable[[str, str, dict[str, Any]], Awaitable[None]]
-"""``(device topic, messageId, response data)``: answer the sender of a command."""
+_WAITED_S: Final = 0.05
+"""What waited for longer before it could be stored has that in its record: it counts for its deadline."""
+
+_STAMPS: Final = frozenset({"timestamp", "waitResponse", "waitAck"})
+"""Members that may differ where a sender repeats a command: none of them says what is to be done."""
+
+
+class Respond(Protocol):
+    """Answers the sender of a command, once."""
+
+    async def __call__(self, device: str, message_id: str, data: dict[str, Any], *, name: str | None = None) -> None:
+        """``device``: its topic. ``name``: what to recognise this answer by, where it is not the one and only answer
+        to this messageId. Raises BusError, RecordInvalid.
+        """
+
+
+class _Reused(Exception):
+    """Its messageId was another command's before."""
 
 
 class Ingress:
@@ -85,22 +107,61 @@ class Ingress:
         if is_command and (problem := self._problem(payload, retain=message.retain)) is not None:
             await self.invalid(message.topic, message.payload, problem)
             return
-        data = {"topic": message.topic, "payload": payload, "qos": message.qos}
-        if message.retain:
-            data["retain"] = True
-        if message.properties:
-            data["properties"] = dict(message.properties)
+        name = _record_id(message, payload, is_command=is_command)
+        # one that is known has had its turn: that it comes again late is no reason to call it refused
+        if is_command and (late := self._late(payload)) and await self._bus.status(name) is Status.UNKNOWN:
+            await self.invalid(message.topic, message.payload, late, code="DEADLINE_EXPIRED")
+            return
+        data = _data(message, payload)
+        if is_command:
+            data["ours"] = True
         try:
-            receipt = await self._bus.publish(
-                words.TOPIC, words.MESSAGE, data, id=_record_id(message, payload, is_command=is_command)
-            )
+            receipt = await (self._command(data, name) if is_command else self._store(data, name))
+        except _Reused as error:
+            await self.invalid(message.topic, message.payload, str(error), code="MESSAGE_ID_REUSED")
+            return
         except (RecordInvalid, IdConflict) as error:
             await self.invalid(message.topic, message.payload, str(error))
             return
         self.stored += not receipt.duplicate
         self.duplicates += receipt.duplicate
 
-    async def invalid(self, topic: str, raw: bytes, reason: str) -> None:
+    async def _store(self, data: dict[str, Any], name: str) -> Receipt:
+        return await self._bus.publish(words.TOPIC, words.MESSAGE, data, id=name)
+
+    async def _command(self, data: dict[str, Any], name: str) -> Receipt:
+        """Store a command. Raises _Reused where its messageId was another command's; one that must not wait is stored
+        all the same, under an id made of what it says.
+        """
+        payload = data["payload"]
+        urgent = self._options.is_urgent(payload["command"])
+        try:
+            receipt = await self._store(data, name)
+            if not receipt.duplicate or await self._is_same(receipt.stream_id, payload, urgent=urgent):
+                return receipt
+        except IdConflict:  # the id is another app's
+            if not urgent:
+                raise
+        text = f"messageId {payload['messageId']} was used before for another command"
+        if not urgent:
+            raise _Reused(f"{text}; each command needs a new one")
+        log.warning("%s; %s is carried out nevertheless", text, payload["command"])
+        content = orjson.dumps(payload, option=orjson.OPT_SORT_KEYS)
+        another = content_id(str(payload["messageId"]), words.TOPIC, content=content)
+        return await self._store({**data, "reused": True}, another)
+
+    async def _is_same(self, stream_id: str, payload: dict[str, Any], *, urgent: bool) -> bool:
+        """Whether the command with this messageId said the same. Of one that must not wait every stamp counts, and
+        what nobody can tell any more: a stop that was swallowed is worse than one that comes twice.
+        """
+        rows = await self._bus.ask("XRANGE", self._bus.keys.topic(words.TOPIC), stream_id, stream_id)
+        if not rows:
+            return not urgent
+        data = Record.from_fields(rows[0][1]).data
+        before = data.get("payload") if isinstance(data, dict) else None
+        return before == payload if urgent else _meaning(before) == _meaning(payload)
+
+    async def invalid(self, topic: str, raw: bytes, reason: str, *, code: str = "INVALID_COMMAND") -> None:
         """Keep a message that is not what its topic stands for; its sender is answered where that is possible.
 
         Raises BusError when it is not stored.
@@ -115,7 +176,16 @@ class Ingress:
         if device is not None and self._for_us(topic) and found is not None:
             message_id = _text_of(found)
             if _WAITS.search(raw[:KEPT_BYTES]):
-                await self._respond(device, message_id, words.refusal(f"not taken: {reason}", "INVALID_COMMAND"))
+                await self._answer(device, message_id, words.refusal(f"not taken: {reason}", code), digest[:32])
+
+    async def _answer(self, device: str, message_id: str, data: dict[str, Any], name: str) -> None:
+        """As well as it can be done: the message is kept, and must not come again for ever."""
+        try:
+            await self._respond(device, message_id, data, name=name)
+        except BusUnavailable:
+            raise  # it comes again when the bus is back, and is answered then
+        except (BusError, RecordInvalid, ValueError) as error:
+            log.warning("the sender of message %r cannot be answered: %s", message_id, error)
 
     def _problem(self, payload: Any, *, retain: bool) -> str | None:
         """Why this is no command; None when it is one."""
@@ -130,12 +200,16 @@ class Ingress:
             return (
                 "it is retained: the broker would bring it again at every connection; publish commands without retain"
             )
-        most = self._options.command_max_age
-        age = None if most is None else _age(payload.get("timestamp"))
-        if most is not None and age is not None and age > most:
-            text = "it waited too long, or the clocks differ"
-            return f"by its timestamp it is {age:.0f} s old, more than {most:g} s (mqtt_command_max_age): {text}"
         return None
+
+    def _late(self, payload: dict[str, Any]) -> str | None:
+        """Why a command is too old; None when it is not. What stops an aircraft is not judged by two clocks."""
+        most = self._options.command_max_age
+        age = None if most is None or self._options.is_urgent(payload["command"]) else _age(payload.get("timestamp"))
+        if most is None or age is None or not most < age <= (self._options.command_held or math.inf):
+            return None
+        text = "it waited too long, or the clocks differ"
+        return f"by its timestamp it is {age:.0f} s old, more than {most:g} s (mqtt_command_max_age): {text}"
 
 
 def _decoded(raw: bytes) -> Any:
@@ -144,6 +218,28 @@ def _decoded(raw: bytes) -> Any:
         return orjson.loads(raw)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _data(message: Incoming, payload: Any) -> dict[str, Any]:
+    """What the record of a message says."""
+    data = {"topic": message.topic, "payload": payload, "qos": message.qos}
+    if message.retain:
+        data["retain"] = True
+    if message.properties:
+        data["properties"] = dict(message.properties)
+    if message.expiry is not None:
+        data["expiry"] = message.expiry
+    waited = (boot_clock_ns() - message.arrived_ns) / 1e9
+    if waited > _WAITED_S:
+        data["waited"] = round(waited, 3)
+    return data
+
+
+def _meaning(payload: Any) -> Any:
+    """What a command says, without what a sender may change when it sends it again."""
+    if not isinstance(payload, dict):
+        return None
+    return {name: value for name, value in payload.items() if name not in _STAMPS}
 
 
 def _record_id(message: Incoming, payload: Any, *, is_command: bool) -> str:
@@ -177,7 +273,8 @@ def _text_of(found: re.Match[bytes]) -> str:
     if found[1] is None:
         return found[2].decode()
     try:
-        return str(json.loads(b'"' + found[1] + b'"'))
+        # half a surrogate pair is JSON, and no text that can be written
+        return str(json.loads(b'"' + found[1] + b'"')).encode("utf-8", "replace").decode()
     except ValueError:
         return found[1].decode(errors="replace")
 

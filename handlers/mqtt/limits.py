@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from petalbus.handlers.mqtt.options import EgressOptions
+
+_BURST: Final = 0.1
+"""Of a second's worth, so much may leave at once; the second brings the rest. Brokers count what comes in any second,
+and AWS IoT drops what is too much without a word."""
+
+_HEAD_BYTES: Final = 64
+"""Bytes of a message beside topic and payload: packet type, lengths, packet id, the record's id, expiry."""
 
 
 class Budget:
-    """Messages and bytes a second. A burst of one second's worth is allowed; times are seconds of a monotonic clock."""
+    """Messages and bytes a second: no more messages than that in any second. Times in seconds, monotonic."""
 
     def __init__(self, options: EgressOptions, *, now: float) -> None:
-        self._rates = (options.rate, options.bytes_rate)
-        self._left = [options.rate, options.bytes_rate]
+        rates = (options.rate, options.bytes_rate)
+        self._most = (max(1.0, _BURST * options.rate), max(1.0, _BURST * options.bytes_rate))
+        self._rates = tuple((1 - _BURST) * rate for rate in rates)
+        self._left = list(self._most)
         self._at = now
 
     def wait(self, size: int, now: float) -> float:
         """Seconds until a message of ``size`` bytes may leave; 0: now."""
         self._refill(now)
-        wanted = (1.0, min(float(size), self._rates[1]))  # one larger than a second's worth needs a full second
+        wanted = (1.0, min(float(size), self._most[1]))  # a larger one leaves, and those after it wait for longer
         short = [(want - left) / rate for want, left, rate in zip(wanted, self._left, self._rates, strict=True)]
         return max(0.0, *short)
 
@@ -28,7 +39,13 @@ class Budget:
 
     def _refill(self, now: float) -> None:
         passed, self._at = max(0.0, now - self._at), max(now, self._at)
-        self._left = [min(rate, left + passed * rate) for left, rate in zip(self._left, self._rates, strict=True)]
+        limits = zip(self._left, self._rates, self._most, strict=True)
+        self._left = [min(most, left + passed * rate) for left, rate, most in limits]
+
+
+def size_of(topic: str, payload: bytes) -> int:
+    """Bytes that a message takes on the wire, about."""
+    return _HEAD_BYTES + len(topic.encode(errors="replace")) + len(payload)
 
 
 def topic_problem(topic: str, options: EgressOptions) -> str | None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from petalbus.handlers.mqtt.words import URGENT
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectOptions:
@@ -27,6 +29,8 @@ class DirectOptions:
     session_expiry: int = 3600
     """Seconds that the broker keeps what is for us while we are away. AWS IoT keeps it for an hour at most."""
     connect_timeout: float = 10.0
+    connect_every: float = 1.05
+    """Seconds between two CONNECTs with the same client id at least: AWS IoT takes one a second."""
     retry_first: float = 0.2
     retry_most: float = 30.0
     window: int = 98
@@ -63,8 +67,8 @@ class ClientOptions:
 class EgressOptions:
     """What may leave, and how fast. AWS IoT's limits of one connection are the defaults."""
 
-    rate: float = 100.0
-    """Messages a second."""
+    rate: float = 90.0
+    """Messages in any second. AWS IoT drops what exceeds 100 without a word; what was delayed arrives closer."""
     bytes_rate: float = 512 * 1024.0
     """Bytes a second."""
     max_payload: int = 128 * 1024
@@ -89,8 +93,17 @@ class MqttOptions:
     command_web: str = "command/web"
     command_deadline: float = 120.0
     """Seconds from its arrival after which a command that nobody has begun is not begun any more."""
-    command_max_age: float | None = None
-    """Seconds since its timestamp after which a command is refused; None: timestamps are not looked at. Two clocks are
-    compared, so it is for fleets whose clocks are set."""
+    command_max_age: float | None = 120.0
+    """Seconds since its timestamp after which a command is refused: a broker keeps for an hour what was sent while we
+    were away. None: timestamps are not looked at. Two clocks are compared; a clock that was never set tells nothing."""
+    command_held: float | None = 3600.0
+    """Seconds for which a broker may have held a command. What claims to be older was not held: it has a timestamp out
+    of an example, or a clock is wrong, and it is not refused for that. None: it is."""
+    urgent: frozenset[str] = frozenset(URGENT)
+    """Last words of commands that overtake all others. Their timestamps are not looked at."""
     max_incoming: int = 256 * 1024
     """Bytes of a message that is taken in whole; of a larger one the beginning is kept."""
+
+    def is_urgent(self, command: str) -> bool:
+        """Whether it is one of the commands that must not wait."""
+        return command.rpartition("/")[2] in self.urgent

@@ -47,9 +47,15 @@ class Item:
     deadline_ns: int | None = None
     about: str | None = None
     answers: str | None = None
-    """As ``about``, of a final response only."""
+    """As ``about``, of the final response only: not of a refusal of another message under the same messageId."""
     newest: int = 0
     """After a longer time offline: the number of the newest message about its command."""
+    put_off: int = 0
+    """How often the broker did not take it just then."""
+    sent_before: int = 0
+    """How many others the broker had taken when it first did not take this one."""
+    again_at: float = 0.0
+    """When it may leave again (time.monotonic())."""
     flying: bool = False
     gone: bool = False
     done: asyncio.Future[dict[str, Any]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -85,7 +91,7 @@ class Item:
             stored_ns=record.mono if record.mono is not None and same_boot else boot_clock_ns(),
             deadline_ns=record.deadline if same_boot else None,
             about=about,
-            answers=about if end == response else None,
+            answers=about if end == response and not data.get("aside") else None,
         )
 
     @property

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-from petalbus.schemas.stamps import new_id
+from petalbus.schemas.stamps import boot_clock_ns, new_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,10 @@ class Incoming:
     """The broker says that it may have brought it before."""
     properties: Mapping[str, str] = field(default_factory=dict)
     """User properties of MQTT 5, as far as they are text."""
+    expiry: float | None = None
+    """Seconds after its arrival at which nobody wants it any more, where the broker says that."""
+    arrived_ns: int = field(default_factory=boot_clock_ns)
+    """When it came, by the boot clock: it may be stored much later."""
     id: str = field(default_factory=new_id)
     """Of this arrival: storing it again, where nobody knows whether it was stored, makes no second record."""
 
@@ -85,6 +89,18 @@ class LinkLost(Exception):
     """The connection ended before the broker had confirmed: the message may or may not have arrived."""
 
 
+class NotNow(LinkLost):
+    """The broker did not take the message this time, and may another time; the connection goes on.
+
+    ``code`` is its reason code; ``patient``: it says nothing against the message, however often it comes.
+    """
+
+    def __init__(self, text: str, *, code: int, patient: bool) -> None:
+        super().__init__(text)
+        self.code = code
+        self.patient = patient
+
+
 class PublishRefused(Exception):
     """The broker will not have this message, now or later. ``code`` is its reason code or HTTP status.
 
@@ -132,7 +148,7 @@ class Transport(Protocol):
     def submit(self, message: Outgoing) -> asyncio.Future[int]:
         """Send a message after those submitted before; never waits. The future: the broker's reason code (below 128).
 
-        It raises LinkLost (send it again once connected) or PublishRefused (never again).
+        It raises LinkLost (send it again once connected), NotNow (after a pause) or PublishRefused (never again).
         """
 
     def describe(self) -> dict[str, Any]:

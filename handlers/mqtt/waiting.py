@@ -39,7 +39,10 @@ _NOT_BEGUN: Final = (Status.PENDING, Status.DELIVERED, Status.TIMEOUT)
 
 @dataclass(slots=True)
 class Asked:
-    """One command. ``offers``: ids of what was offered to petals; ``stray``: no petal calls it its own."""
+    """One command. ``offers``: ids of what was offered to petals; ``stray``: no petal calls it its own.
+
+    ``name``: what it is recognised by, where its messageId was another command's before.
+    """
 
     message_id: str
     device: str
@@ -52,6 +55,7 @@ class Asked:
     failed: dict[str, dict[str, Any]] = field(default_factory=dict)
     responding: bool = False
     """A response has been stored and is on its way: nothing is said in its place."""
+    name: str | None = None
 
     @property
     def age(self) -> float:
@@ -61,7 +65,8 @@ class Asked:
     def encode(self) -> bytes:
         """As it stands in the hash."""
         told = {"device": self.device, "command": self.command, "arrived_ns": self.arrived_ns, "within": self.within}
-        return orjson.dumps({**told, "offers": self.offers, "stray": self.stray, "boot": self.boot})
+        more = {} if self.name is None else {"name": self.name}
+        return orjson.dumps({**told, "offers": self.offers, "stray": self.stray, "boot": self.boot, **more})
 
     @classmethod
     def decode(cls, message_id: str, raw: bytes) -> Asked:
@@ -232,7 +237,8 @@ class Waiting:
 
     async def _lives(self, offer: str) -> bool:
         """Whether the app that has an offer in hand is there; one that is restarted is given its time."""
-        app = offer.rpartition("@")[2]
+        known = await self._bus.messages.known(offer)  # the id of an offer need not name the app
+        app = known.recipient if known is not None else offer.rpartition("@")[2]
         if await self._is_online(app):
             return True
         await asyncio.sleep(_RESTART_S)
@@ -245,7 +251,7 @@ class Waiting:
         if asked.message_id not in self._asked or asked.responding:
             return  # a response came after all
         try:
-            await self._respond(asked.device, asked.message_id, data)
+            await self._respond(asked.device, asked.message_id, data, name=asked.name)
             self.answered_for += 1
             self.answered(asked.message_id)
         except BusError as error:

@@ -60,6 +60,12 @@ TELEMETRY_SUFFIX: Final = "telemetry"
 TOLD_S: Final = 5.0
 """Seconds between two times that the link tells its state, at most. Unless it does, nobody knows it any more."""
 
+COMMANDS_AT_ONCE: Final = 16
+"""Commands of one petal that run at the same time, those that may not wait not counted."""
+
+URGENT: Final = ("emergency_stop", "emergency_command", "land_immediately")
+"""What stops an aircraft must not wait: commands whose last word is one of these (``flight/emergency_stop``)."""
+
 MAX_PAYLOAD_BYTES: Final = 128 * 1024
 """AWS IoT Core takes no larger message."""
 

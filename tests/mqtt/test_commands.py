@@ -36,11 +36,15 @@ class Desk:
         self.answers: list[tuple[str, dict[str, Any]]] = []
         self.acknowledged: list[str] = []
         self.restarted: list[Mapping[str, Any]] = []
+        self.names: list[str | None] = []
+        """Of the answers: what each is recognised by, where that is not the messageId."""
+        self.urgent: frozenset[str] = MqttOptions().urgent
         self.ingress = Ingress(link, MqttOptions(), respond=self.respond)
 
-    async def respond(self, device: str, message_id: str, data: dict[str, Any]) -> None:
+    async def respond(self, device: str, message_id: str, data: dict[str, Any], *, name: str | None = None) -> None:
         assert device == DEVICE
         self.answers.append((message_id, data))
+        self.names.append(name)
 
     async def acknowledge(self, device: str, message_id: str) -> None:
         assert device == DEVICE
@@ -61,7 +65,11 @@ class Desk:
             installed=lambda: self.installed,
             built_in={"restart": self.restart, "fail": self.fail},
             deadline=deadline,
+            urgent=MqttOptions(urgent=self.urgent).is_urgent,
         )
+
+    def incoming(self, message: Mapping[str, Any]) -> Incoming:
+        return Incoming(f"{DEVICE}/command", orjson.dumps(message))
 
     async def command(self, command: str, message_id: str, *, end: str = "command/edge", **more: Any) -> None:
         message = {"command": command, "messageId": message_id, "waitResponse": True, **more}

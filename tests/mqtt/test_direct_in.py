@@ -8,6 +8,7 @@ from typing import Literal
 
 import pytest
 
+from petalbus.handlers.mqtt.direct import inbox
 from petalbus.handlers.mqtt.transport import Incoming
 
 from support.broker import Mosquitto
@@ -126,9 +127,75 @@ async def test_duplicates_that_are_none_of_ours_are_handed_on_as_such(odd: OddBr
     async with link(odd.port, ["in"]) as running:
         await running.connected()
         odd.deliver("in", b"1", 7, again=True)
-        odd.deliver("in", b"1", 7, again=True)
+        odd.deliver("in", b"1", 8, again=True)
         await until(lambda: len(odd.pubacks) == 2, lambda: f"{odd.pubacks}")
         assert [message.duplicate for message in running.store.messages] == [True, True]
+
+
+async def test_what_comes_again_on_the_same_connection_is_one_message(odd: OddBroker) -> None:
+    """S-160: AWS IoT repeats until it is acknowledged: one record, one acknowledgement, none of another one."""
+    store, gate = Store(), asyncio.Event()
+
+    async def wait(_message: Incoming) -> None:
+        await gate.wait()
+
+    store.before, odd.repeat_every = wait, 0.02
+    async with link(odd.port, ["in"], store=store) as running:
+        await running.connected()
+        odd.deliver("in", b"1", 7)
+        await until(lambda: running.transport.describe()["received_again"] >= 3, lambda: "it comes again")
+        gate.set()
+        await until(lambda: odd.pubacks, lambda: "it is acknowledged")
+        odd.repeat_every = None
+        again = running.transport.describe()["received_again"]
+        odd.deliver("in", b"1", 7, again=True)  # it was on its way when our acknowledgement left
+        await until(lambda: running.transport.describe()["received_again"] > again, lambda: "it is recognised")
+        gate.clear()
+        odd.deliver("in", b"stop", 7)
+        odd.deliver("in", b"stop", 7, again=True)
+        await asyncio.sleep(0.1)
+        assert odd.pubacks == [7], "what the id stands for now is not stored yet"
+        gate.set()
+        await until(lambda: len(odd.pubacks) == 2, lambda: f"{odd.pubacks}")
+        await asyncio.sleep(0.1)
+    assert store.payloads == [b"1", b"stop"]
+    assert odd.pubacks == [7, 7]
+
+
+async def test_an_acknowledgement_that_never_came_is_given_again(
+    odd: OddBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that repeats long after we have acknowledged has lost that: it gets it, and nothing is stored twice."""
+    monkeypatch.setattr(inbox, "_CROSSING_S", 0.0)
+    async with link(odd.port, ["in"]) as running:
+        await running.connected()
+        for number, again in ((1, False), (2, True), (3, False)):
+            odd.deliver("in", b"1", 7, again=again)
+            await until(lambda number=number: len(odd.pubacks) == number, lambda: f"{odd.pubacks}")
+        assert running.store.payloads == [b"1", b"1"], "without the flag it is another one with the same words"
+
+
+async def test_an_id_that_is_given_twice_confirms_only_the_second(odd: OddBroker) -> None:
+    """A broker that breaks the rule: both are stored, and its id is acknowledged once, after the second."""
+    store, gates = Store(), {b"1": asyncio.Event(), b"2": asyncio.Event()}
+
+    async def wait(message: Incoming) -> None:
+        await gates[message.payload].wait()
+
+    store.before = wait
+    async with link(odd.port, ["in"], store=store) as running:
+        await running.connected()
+        odd.deliver("in", b"1", 7)
+        await until(lambda: store.tries == 1, lambda: "it is in hand")
+        odd.deliver("in", b"2", 7)
+        await until(lambda: running.transport.describe()["unstored"] == 2, lambda: "so is the second")
+        gates[b"1"].set()
+        await until(lambda: store.tries == 2, lambda: f"{store.payloads}")
+        await asyncio.sleep(0.05)
+        assert not odd.pubacks, "the second is not stored"
+        gates[b"2"].set()
+        await until(lambda: odd.pubacks == [7], lambda: f"{odd.pubacks}")
+    assert store.payloads == [b"1", b"2"]
 
 
 async def test_a_message_too_large_is_handed_on_cut_and_the_next_is_whole(mosquitto: Mosquitto) -> None:

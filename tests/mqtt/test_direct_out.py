@@ -10,8 +10,7 @@ import time
 
 import pytest
 
-from petalbus.handlers.mqtt.direct import suspects
-from petalbus.handlers.mqtt.transport import LinkLost, Outgoing, PublishRefused
+from petalbus.handlers.mqtt.transport import LinkLost, NotNow, Outgoing, PublishRefused
 
 from support.broker import FORBIDDEN, PASSWORD, USER, Mosquitto
 from support.mqtt_link import SECONDS, link, outgoing, send_all, until
@@ -64,7 +63,7 @@ async def test_the_window_is_below_what_the_broker_announces(odd: OddBroker) -> 
         assert [message.payload for message in odd.published] == [str(n).encode() for n in range(200)]
 
 
-@pytest.mark.parametrize("code", [0x80, 0x87, 0x97])
+@pytest.mark.parametrize("code", [0x87, 0x90, 0x99])
 async def test_a_refused_message_says_its_code(odd: OddBroker, code: int) -> None:
     """A reason code of 0x80 or more: PublishRefused with the code; the others go on."""
     odd.puback = lambda message: code if message.topic == "no" else 0x10
@@ -73,6 +72,19 @@ async def test_a_refused_message_says_its_code(odd: OddBroker, code: int) -> Non
             await running.send(outgoing(1, "no"))
         assert caught.value.code == code
         assert await running.send(outgoing(2, "yes")) == 0x10, "nobody subscribed, which is no error"
+
+
+@pytest.mark.parametrize("code", [0x80, 0x83, 0x91, 0x97])
+async def test_a_broker_that_does_not_take_it_just_now(odd: OddBroker, code: int) -> None:
+    """Quota, or nothing that is said against the message: it may be sent again, and the connection goes on."""
+    odd.puback = lambda message: code if message.topic == "full" else 0
+    async with link(odd.port) as running:
+        with pytest.raises(NotNow, match=f"{code:#04x}") as caught:
+            await running.send(outgoing(1, "full"))
+        assert (caught.value.code, caught.value.patient) == (code, code == 0x97)
+        assert await running.send(outgoing(2, "yes")) == 0
+        assert len(odd.greetings) == 1
+        assert running.transport.describe()["put_off"] == 1
 
 
 async def test_what_travels_with_a_message(odd: OddBroker) -> None:
@@ -128,70 +140,6 @@ async def test_what_the_broker_cannot_take_is_refused_before_it_is_sent(odd: Odd
             assert caught.value.code == code, caught.value
         assert await running.send(outgoing(1)) == 0
         assert [message.topic for message in odd.published] == ["out"]
-
-
-@pytest.mark.parametrize("qos", [0, 1])
-async def test_a_topic_that_ends_the_connection_is_quarantined(odd: OddBroker, qos: int) -> None:
-    """A forbidden topic closes the connection, as AWS IoT does: it is found, refused from then on, and others go on."""
-    odd.close_on = {"forbidden"}
-    topics = ["a", "b", "forbidden", "c", "a"]
-    async with link(odd.port) as running:
-        await running.connected()
-        refused: list[tuple[str, int | None, bool]] = []
-        sent: list[str] = []
-        async with asyncio.timeout(SECONDS):
-            while len(odd.greetings) < 3 or len(sent) < 20:
-                for number, topic in enumerate(topics):
-                    await running.transport.room()
-                    try:
-                        await running.transport.submit(outgoing(number, topic, qos=qos))
-                        sent.append(topic)
-                    except PublishRefused as error:
-                        refused.append((topic, error.code, "'forbidden'" in str(error)))
-                    except LinkLost:
-                        break
-        assert set(refused) == {("forbidden", 0x87, True)}
-        assert running.transport.describe()["quarantined"] == ["forbidden"]
-        assert {"a", "b", "c"} <= set(sent[-20:])
-        connections = len(odd.greetings)
-        await running.send(outgoing(1, "a"))
-        assert len(odd.greetings) == connections <= 5
-
-
-async def test_a_broker_that_goes_away_accuses_no_topic(odd: OddBroker) -> None:
-    """Killed twice while the same topic was under way: the end of a broker is no judgement on what was sent."""
-    odd.puback = lambda _: None
-    known = suspects.Suspects()
-    known.closed(["out"], None)
-    known.closed(["out"], "out")
-    known.unreachable()
-    assert known.reached() is None
-    assert not known.quarantined("out")
-    async with link(odd.port) as running:
-        for _ in range(2):
-            await running.connected()
-            future = running.transport.submit(outgoing(1))
-            await until(lambda: odd.published, lambda: "it is under way")
-            odd.published.clear()
-            odd.connack_codes = [0x88]
-            odd.drop()
-            with pytest.raises(LinkLost):
-                await future
-            await until(lambda: not odd.connack_codes, lambda: "an attempt")
-        odd.puback = lambda _: 0
-        assert await running.send(outgoing(2)) == 0
-
-
-async def test_a_quarantine_ends(odd: OddBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Policies change: after a while one message is tried again, alone."""
-    monkeypatch.setattr(suspects, "QUARANTINE", 0.1)
-    known = suspects.Suspects()
-    known.closed(["out"], "out")
-    assert known.reached() == "out"
-    assert known.quarantined("out")
-    await asyncio.sleep(0.15)
-    assert not known.quarantined("out")
-    assert known.suspected("out")
 
 
 async def test_mosquittos_access_list(mosquitto: Mosquitto) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, Literal
 
 import pytest
@@ -120,6 +121,32 @@ async def test_a_closed_port_and_no_busy_loop() -> None:
         await asyncio.sleep(1.0)
         assert 2 <= running.transport.describe()["attempts"] <= 5
         assert len(running.store.states) <= 12
+
+
+async def test_a_client_id_does_not_come_more_often_than_aws_takes_it(odd: OddBroker) -> None:
+    """One CONNECT a second. The first retry after a longer life comes at once, and so does another client id."""
+    assert DirectOptions().connect_every > 1.0
+    odd.connect_every = 0.4
+    async with link(odd.port, connect_every=0.45, retry_first=0.01, retry_most=0.01) as running:
+        for number in range(1, 4):
+            await until(lambda number=number: len(odd.greetings) == number, lambda: f"{odd.greetings}")
+            await running.connected()
+            if number < 3:
+                odd.drop()
+                await running.problem("closed-by-broker")
+                running.store.states.clear()
+        await asyncio.sleep(0.5)
+        since = time.monotonic()
+        odd.drop()
+        await until(lambda: len(odd.greetings) == 4, lambda: f"{odd.greetings}")
+        assert odd.greetings[-1].at - since < 0.3, "it had lived for long enough"
+        since = time.monotonic()
+        for name, soon in (("b", True), ("drone-1", False)):
+            running.transport.want({}, Identity(client_id=name))
+            await until(lambda name=name: odd.greetings[-1].client_id == name, lambda: f"{odd.greetings}")
+            await running.connected()
+            assert (time.monotonic() - since < 0.3) is soon
+        assert odd.too_soon == 0
 
 
 async def test_an_unknown_host() -> None:

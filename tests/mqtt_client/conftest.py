@@ -178,7 +178,7 @@ async def serve() -> AsyncIterator[Callable[..., Awaitable[Site]]]:
 def ingress(bus: Bus) -> Ingress:
     """The real one. It answers nobody here."""
 
-    async def respond(_device: str, _message_id: str, _data: dict[str, Any]) -> None:
+    async def respond(device: str, message_id: str, data: dict[str, Any], *, name: str | None = None) -> None:
         return
 
     return Ingress(bus, replace(MqttOptions()), respond=respond)

@@ -13,6 +13,7 @@ import pytest
 
 from mqtt_client.conftest import BASE, Site, Taker, ingress, stored, until
 from petalbus.daemon.bus.client import Bus
+from petalbus.daemon.bus.errors import BusUnavailable
 from petalbus.daemon.http.callback_port import CallbackPort
 from petalbus.daemon.http.options import HttpOptions
 from petalbus.daemon.http.server import Server
@@ -56,7 +57,7 @@ async def test_success_means_stored(bus: Bus, callbacks: Callbacks, serve: Start
     assert (answer.status_code, answer.json()) == (200, {"status": "success"})
     assert await bus.call("XLEN", bus.keys.topic(TOPIC)) == 1
     record = (await stored(bus))[0]
-    assert record == {"topic": COMMAND, "payload": command(1), "qos": 1}
+    assert record == {"topic": COMMAND, "payload": command(1), "qos": 1, "ours": True}
 
 
 async def test_a_payload_as_text_is_the_same_record(bus: Bus, callbacks: Callbacks, serve: Start) -> None:
@@ -124,7 +125,7 @@ async def test_none_overtakes_one_that_is_put_off() -> None:
         async def received(self, message: Incoming) -> None:
             await gate.wait()
             if failing:
-                raise RuntimeError("not now")
+                raise BusUnavailable("not now")
             taken.append(message.payload)
 
     callbacks = Callbacks(ClientOptions())
@@ -303,3 +304,31 @@ async def test_a_body_that_stops_in_the_middle(callbacks: Callbacks, serve: Star
     await until(lambda: callbacks.statistics()["stored"] == 1)
     assert callbacks.statistics()["invalid"] == 0
     del reader
+
+
+async def test_what_is_nested_too_deeply_is_kept(bus: Bus, callbacks: Callbacks, serve: Start) -> None:
+    """I8: more levels can be read than written. A program that repeats what got no answer would repeat it for ever."""
+    site = await serve(callbacks)
+    for levels in (200, 254, 300, 1000, 2000):
+        raw = b'{"topic": "%s", "payload": %s0%s}' % (COMMAND.encode(), b"[" * levels, b"]" * levels)
+        answer = await site.client.post("/callback", content=raw)
+        assert answer.status_code in (200, 400), levels
+        assert await bus.call("XLEN", bus.keys.topic(TOPIC)) == 0
+    assert await bus.call("XLEN", bus.keys.topic(INVALID)) == 5
+    assert (await site.bring(COMMAND, command(1))).status_code == 200
+
+
+async def test_a_fault_of_ours_is_kept_and_not_put_off(callbacks: Callbacks) -> None:
+    """It would end alike every time, with all others behind it."""
+    kept: list[tuple[str, str]] = []
+
+    class Faulty(Taker):
+        async def received(self, message: Incoming) -> None:
+            raise ZeroDivisionError("of ours")
+
+        async def invalid(self, topic: str, raw: bytes, reason: str) -> None:
+            kept.append((topic, reason))
+
+    callbacks.receiver = Faulty()
+    reply = await take(callbacks, 1)
+    assert (reply.status, kept[0][0], "of ours" in kept[0][1]) == (400, "a/b", True)

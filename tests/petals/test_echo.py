@@ -20,7 +20,7 @@ from petalbus.testing import Faults, PetalHarness, TestBus
 pytest_plugins = ["petalbus.petals.testing.plugin"]
 
 
-async def respond(_device: str, _message_id: str, _data: dict[str, Any]) -> None:
+async def respond(device: str, message_id: str, data: dict[str, Any], *, name: str | None = None) -> None:
     """The link answers for no petal here."""
 
 

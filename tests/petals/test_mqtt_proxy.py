@@ -457,7 +457,7 @@ async def test_an_old_command_is_kept_and_not_offered(server: RealServer, bus_na
         await link.call("XADD", stream, "1-1", *flat)
         answers: list[tuple[str, str]] = []
 
-        async def respond(device: str, message_id: str, data: dict[str, Any]) -> None:
+        async def respond(device: str, message_id: str, data: dict[str, Any], *, name: str | None = None) -> None:
             answers.append((message_id, data["error_code"]))
 
         dispatch = CommandDispatch(link, respond=respond)

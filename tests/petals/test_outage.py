@@ -26,7 +26,7 @@ from support.servers import RealServer
 AWAY_SECONDS = 4.0
 
 
-async def respond(_device: str, _message_id: str, _data: dict[str, Any]) -> None:
+async def respond(device: str, message_id: str, data: dict[str, Any], *, name: str | None = None) -> None:
     """The link answers for no petal here."""
 
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from petalbus.handlers.mqtt.direct import DirectTransport
+from petalbus.handlers.mqtt.direct.kept import KeptFilters
 from petalbus.handlers.mqtt.options import DirectOptions
 from petalbus.handlers.mqtt.transport import Identity, Incoming, LinkLost, LinkState, Outgoing, Phase
 
@@ -100,11 +101,12 @@ async def link(
     *,
     client: str = "drone-1",
     store: Store | None = None,
+    kept: KeptFilters | None = None,
     **options: Any,
 ) -> AsyncIterator[Running]:
     """A running direct link to a broker on this machine, with short pauses; stopped at the end."""
-    given = {"host": "127.0.0.1", "retry_first": 0.05, "retry_most": 0.5, **options}
-    transport = DirectTransport(DirectOptions(port=port, **given))
+    given = {"host": "127.0.0.1", "retry_first": 0.05, "retry_most": 0.5, "connect_every": 0.0, **options}
+    transport = DirectTransport(DirectOptions(port=port, **given), kept=kept)
     transport.want(dict.fromkeys(filters, 1), Identity(device="device-1", client_id=client))
     running = Running(transport, store or Store())
     try:

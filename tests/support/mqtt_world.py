@@ -77,7 +77,7 @@ async def mqtt_world(server: RealServer, bus_name: str) -> AsyncIterator[World]:
         async def publish(record: Record) -> None:
             made.sent.put_nowait(record.data)
 
-        async def respond(device: str, message_id: str, data: dict[str, Any]) -> None:
+        async def respond(device: str, message_id: str, data: dict[str, Any], *, name: str | None = None) -> None:
             told = {"topic": f"{device}/response", "payload": {"messageId": message_id, **data}}
             await link.send("mqtt", "mqtt.publish", told)
 

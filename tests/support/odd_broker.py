@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -71,6 +73,14 @@ class OddBroker:
         self.suback: Callable[[str], int] = lambda _: 1
         self.close_on: set[str] = set()
         """Topics for which the connection is closed."""
+        self.close_code: int | None = None
+        """Said before that, in MQTT 5: the reason code of DISCONNECT."""
+        self.most_a_second: int | None = None
+        """More messages than that in any second are dropped, without an answer."""
+        self.connect_every = 0.0
+        """A second CONNECT of a client id within so many seconds is closed without an answer."""
+        self.repeat_every: float | None = None
+        """Seconds after which ``deliver`` brings a message again on the same connection, until it is answered."""
         self.silent = False
         """Reads, and answers nothing at all, not even pings."""
         self.greetings: list[Greeting] = []
@@ -80,11 +90,16 @@ class OddBroker:
         self.options: list[int] = []
         """Options of each filter of each SUBSCRIBE."""
         self.pubacks: list[int] = []
+        self.discarded: list[Published] = []
+        self.too_soon = 0
+        """CONNECTs that came too soon."""
         self.goodbyes: list[int] = []
         self.most_unanswered = 0
         self.order: list[str] = []
         """subscribe and unsubscribe as they came."""
         self._unanswered = 0
+        self._came: deque[float] = deque()
+        self._open: dict[int, asyncio.TimerHandle] = {}
         self._talks: set[_Talk] = set()
         self._server: asyncio.Server | None = None
 
@@ -99,6 +114,8 @@ class OddBroker:
         assert self._server is not None
         self._server.close()
         self.drop()
+        for again in self._open.values():
+            again.cancel()
         while self._talks:
             await asyncio.sleep(0.005)
 
@@ -112,6 +129,17 @@ class OddBroker:
             self._talks.discard(talk)
             writer.transport.abort()
 
+    def be_aws(self) -> None:
+        """Behave as AWS IoT Core: its quotas of a connection are kept in silence, and messages come again."""
+        self.most_a_second, self.connect_every, self.repeat_every = 100, 1.0, 0.2
+
+    def reset(self) -> None:
+        """End every connection as a router does that has forgotten it."""
+        for talk in list(self._talks):
+            end = talk.writer.get_extra_info("socket")
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.drop()
+
     def drop(self) -> None:
         """End every connection without a word."""
         for talk in list(self._talks):
@@ -122,11 +150,46 @@ class OddBroker:
         for talk in self._talks:
             talk.writer.write(data)
 
-    def deliver(self, topic: str, payload: bytes, mid: int, *, again: bool = False) -> None:
-        """A message with quality of service 1 to everybody; ``again`` with the flag that says so."""
+    def deliver(self, topic: str, payload: bytes, mid: int, *, again: bool = False, expiry: int | None = None) -> None:
+        """A message with quality of service 1 to everybody; ``again`` with the flag that says so. ``expiry``: seconds
+        for which it is wanted still (MQTT 5).
+        """
+        said = b"" if expiry is None else struct.pack("!BI", 2, expiry)
         for talk in self._talks:
-            body = _text(topic) + struct.pack("!H", mid) + (b"\0" if talk.five else b"") + payload
+            body = _text(topic) + struct.pack("!H", mid) + (bytes([len(said)]) + said if talk.five else b"") + payload
             talk.send(0x32 | (8 if again else 0), body)
+        if self.repeat_every is not None:
+            loop = asyncio.get_running_loop()
+            if mid in self._open:
+                self._open[mid].cancel()
+            self._open[mid] = loop.call_later(
+                self.repeat_every, lambda: self.deliver(topic, payload, mid, again=True, expiry=expiry)
+            )
+
+    def acknowledged(self, mid: int) -> None:
+        """The client has it: it comes no more."""
+        self.pubacks.append(mid)
+        again = self._open.pop(mid, None)
+        if again is not None:
+            again.cancel()
+
+    def is_too_much(self, message: Published) -> bool:
+        """Whether it exceeds what is taken in a second."""
+        now = time.monotonic()
+        while self._came and now - self._came[0] >= 1:
+            self._came.popleft()
+        if self.most_a_second is not None and len(self._came) >= self.most_a_second:
+            self.discarded.append(message)
+            return True
+        self._came.append(now)
+        return False
+
+    def is_too_soon(self, client_id: str) -> bool:
+        """Whether this client has just sent another CONNECT."""
+        before = [greeting.at for greeting in self.greetings if greeting.client_id == client_id]
+        soon = bool(before) and time.monotonic() - before[-1] < self.connect_every
+        self.too_soon += soon
+        return soon
 
     def goodbye(self, code: int) -> None:
         """DISCONNECT of MQTT 5, then the end."""
@@ -171,7 +234,10 @@ class _Talk:
         flags, keepalive = struct.unpack_from("!BH", body, 7)
         properties, rest = self._properties(body[10:])
         name, _ = _cut(rest)
+        soon = broker.is_too_soon(name)
         broker.greetings.append(Greeting(name, bool(flags & 2), keepalive, properties))
+        if soon:
+            return True
         code = broker.connack_codes.pop(0) if broker.connack_codes else 0
         present = broker.session_present and not code
         announced = _variable(len(broker.announce)) + broker.announce if self.five else b""
@@ -186,8 +252,13 @@ class _Talk:
             mid, rest = int.from_bytes(rest[:2], "big"), rest[2:]
         properties, payload = self._properties(rest)
         message = Published(topic, payload, qos, bool(first & 1), mid, properties)
+        if broker.is_too_much(message):
+            return False
         broker.published.append(message)
         if topic in broker.close_on:
+            if self.five and broker.close_code is not None:
+                self.send(0xE0, bytes([broker.close_code, 0]))
+                self.writer.close()  # the end would cut off what is not written yet
             return True
         if qos:
             broker.counted(1)
@@ -202,7 +273,7 @@ class _Talk:
             self.send(0x40, struct.pack("!H", mid) + (bytes([code, 0]) if self.five else b""))
 
     def _puback(self, first: int, body: bytes) -> bool:
-        self.broker.pubacks.append(struct.unpack_from("!H", body)[0])
+        self.broker.acknowledged(struct.unpack_from("!H", body)[0])
         return False
 
     def _subscribe(self, first: int, body: bytes) -> bool:

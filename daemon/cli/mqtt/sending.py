@@ -152,5 +152,5 @@ def _tell(said: dict[str, Any], *, json: bool) -> None:
         say(f"{said.get('phase', 'result')}: {jsonlib.dumps(rest, ensure_ascii=False)}")
 
 
-async def _told_here(_device: str, _message_id: str, _data: dict[str, Any]) -> None:
+async def _told_here(device: str, message_id: str, data: dict[str, Any], *, name: str | None = None) -> None:
     """Its sender sits here, and is told in another way."""

@@ -103,7 +103,10 @@ class Callbacks:
             message = _read(bytes(raw))
         except _Invalid as error:
             return await self._keep(bytes(raw), str(error), status=400)
-        reply = await self._in_turn(lambda receiver: receiver.received(message))
+        try:
+            reply = await self._in_turn(lambda receiver: receiver.received(message))
+        except _Invalid as error:
+            return await self._keep(bytes(raw), str(error), status=400)
         self.stored += reply is None
         return reply or Reply(200, {"status": "success"})
 
@@ -118,13 +121,19 @@ class Callbacks:
             elif inspect.isawaitable(kept := keep(topic, raw, reason)):
                 await kept
 
-        reply = await self._in_turn(hand_on)
+        try:
+            reply = await self._in_turn(hand_on)
+        except _Invalid as refusal:
+            reply = self._later("not_stored", str(refusal))
         self.invalid += reply is None
         error = "body_too_large" if status == 413 else "invalid_message"
         return reply or Reply(status, {"status": "error", "error": error, "detail": reason})
 
     async def _in_turn(self, work: Callable[[Receiver], Awaitable[None]]) -> Reply | None:
-        """Do it after those that came before; None when it is done, else what to answer."""
+        """Do it after those that came before; None when it is done, else what to answer.
+
+        Raises _Invalid where another attempt would end alike.
+        """
         if self._waiting >= WAITING:
             return self._later("too_many_waiting", f"{self._waiting} callbacks wait to be stored")
         failed = self._failed
@@ -138,16 +147,19 @@ class Callbacks:
                     return self._later("not_stored", "one that came before could not be stored")
                 try:
                     await work(receiver)
-                except BaseException:
+                except (BusError, OSError, asyncio.CancelledError):
                     self._failed += 1
                     raise
         except BusError as error:
             return self._later("not_stored", f"it is not stored: {error}")
         except TimeoutError:
             return self._later("not_stored", f"it could not be stored within {self._patience:g} s")
-        except Exception as error:
-            log.exception("a callback could not be handed on")
+        except OSError as error:
             return self._later("not_stored", f"it is not stored: {error!r}")
+        except Exception as error:
+            # a fault of ours, or of the message's: it must not come again for ever
+            log.exception("a callback could not be handed on")
+            raise _Invalid(f"it cannot be a record: {error!r}") from error
         finally:
             self._waiting -= 1
         return None
@@ -201,9 +213,13 @@ def _read(raw: bytes) -> Incoming:
         raise _Invalid("payload is missing")
     payload = told["payload"]
     qos = told.get("qos")
+    try:
+        # what was no JSON to the client program is text here
+        raw_payload = payload.encode() if isinstance(payload, str) else orjson.dumps(payload)
+    except TypeError as error:  # it writes fewer levels than it reads
+        raise _Invalid(f"payload is nested too deeply: {error}") from None
     return Incoming(
         topic=topic,
-        # what was no JSON to the client program is text here
-        payload=payload.encode() if isinstance(payload, str) else orjson.dumps(payload),
+        payload=raw_payload,
         qos=qos if qos in (0, 1, 2) and not isinstance(qos, bool) else 1,
     )

@@ -59,10 +59,12 @@ class Connection(asyncio.Protocol):
         self.lost: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
         self.writable = True
         self.connack: Connack | None = None
+        self.greeted_at: float | None = None
+        """When our CONNECT left (time.monotonic()); None: it never did."""
         self.round_trip: float | None = None
         """Seconds from a question to its answer, smoothed."""
         self._options = options
-        self._client_id = client_id
+        self.client_id = client_id
         self._where = f"{options.host}:{options.port}"
         self._events = events
         self._framer = Framer()
@@ -87,9 +89,10 @@ class Connection(asyncio.Protocol):
         await loop.create_connection(lambda: self, options.host, options.port, ssl=context)
         if hesitate:
             await asyncio.wait({self.lost}, timeout=_HESITATION_S)
+        self.greeted_at = time.monotonic()
         self.send(
             self.codec.connect(
-                self._client_id,
+                self.client_id,
                 username=options.username,
                 password=options.password,
                 keepalive=options.keepalive,
@@ -103,7 +106,7 @@ class Connection(asyncio.Protocol):
         connack = self._greeting.result()
         if connack.code != 0:
             text = str(connack.properties.get("reason_string", [""])[0])
-            raise LinkFailure(errors.refused(connack.code, self._client_id, five=self.codec.five, text=text))
+            raise LinkFailure(errors.refused(connack.code, self.client_id, five=self.codec.five, text=text))
         self._keepalive = float(connack.number("server_keep_alive", options.keepalive))
         self._tick()
         return connack
@@ -232,7 +235,7 @@ class Connection(asyncio.Protocol):
                     self.connack = packet
                     self._events.let_in(packet, self)
             case Goodbye():
-                self._verdict = self._verdict or errors.ended(packet.code, self._client_id, packet.text)
+                self._verdict = self._verdict or errors.ended(packet.code, self.client_id, packet.text)
                 if self._transport is not None:
                     self._transport.close()
 
@@ -255,7 +258,7 @@ class Connection(asyncio.Protocol):
         """Called by asyncio."""
         greeted = self.connack is not None
         tls = self._options.tls
-        self._finish(self._verdict or errors.broken(exc, self._where, tls=tls, greeted=greeted))
+        self._finish(self._verdict or errors.broken(exc, self._where, tls=tls, greeted=greeted, five=self.codec.five))
 
     def _finish(self, failure: Failure) -> None:
         if self._timer is not None:

@@ -7,11 +7,27 @@ import socket
 import ssl
 import time
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Final
 
 TAKEN: Final = "client-id-taken"
 MANY_SECONDS: Final = 30.0
 """The least pause before we come again when coming at once would do harm, in seconds."""
+
+
+class Blame(IntEnum):
+    """How much the end of a connection says about what we had sent just before it."""
+
+    NONE = 0
+    """Nothing: it was the broker's own end, the network's, or ours."""
+    BROKEN = 1
+    """It was reset: by anybody on the way, most likely."""
+    CLOSED = 2
+    """The far side closed it in order, without the word that MQTT 5 has for it: a proxy's drain, a takeover."""
+    JUDGED = 3
+    """It was closed without a word where there is none to say it with (MQTT 3.1.1), or with an unclear one."""
+    FORBIDDEN = 4
+    """The broker says it: not authorized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +39,8 @@ class Failure:
     code: int | None = None
     pause: float = 0.0
     """Seconds to wait at least before the next attempt."""
-    judged: bool = False
-    """The broker ended it on purpose, perhaps for what we had just sent."""
+    blame: Blame = Blame.NONE
+    """Whether it may be for what we had just sent."""
 
 
 class LinkFailure(Exception):
@@ -56,24 +72,31 @@ _REFUSALS: Final[dict[int, tuple[str, str, float]]] = {
     0x9F: ("server-busy", "the broker says that connections come too fast", MANY_SECONDS),
 }
 
-_GOODBYES: Final[dict[int, tuple[str, str, float, bool]]] = {
-    0x87: ("not-authorized", f"the broker ended the connection: not authorized; {_POLICY}", 0.0, True),
-    0x8B: ("server-down", "the broker is shutting down: we come again later", 0.0, False),
-    0x89: ("server-busy", "the broker is busy now: we come again later", 0.0, False),
-    0x8D: ("timeout", "the broker had not heard of us for too long", 0.0, False),
+_GOODBYES: Final[dict[int, tuple[str, str, float, Blame]]] = {
+    0x00: ("closed-by-broker", "the broker ended the connection in order", 0.0, Blame.NONE),
+    0x87: ("not-authorized", f"the broker ended the connection: not authorized; {_POLICY}", 0.0, Blame.FORBIDDEN),
+    0x8B: ("server-down", "the broker is shutting down: we come again later", 0.0, Blame.NONE),
+    0x89: ("server-busy", "the broker is busy now: we come again later", 0.0, Blame.NONE),
+    0x8D: ("timeout", "the broker had not heard of us for too long", 0.0, Blame.NONE),
     0x8E: (
         TAKEN,
         "another program connected with the client id {client} and took this one's place: give each its own client id",
         MANY_SECONDS,
-        False,
+        Blame.NONE,
     ),
-    0x93: ("closed-by-broker", "the broker says that we sent more than it can hold", 0.0, False),
-    0x96: ("too-fast", "the broker says that messages come too fast: lower the rate of the MQTT link", 1.0, False),
-    0x97: ("server-busy", "the broker says that a quota is exceeded", MANY_SECONDS, False),
-    0x98: ("closed-by-broker", "the operator of the broker ended the connection", 1.0, False),
-    0x9C: ("moved", "the broker says that another server must be used: set its address", MANY_SECONDS, False),
-    0x9D: ("moved", "the broker has moved: set its new address", MANY_SECONDS, False),
-    0x9F: ("server-busy", "the broker says that connections come too fast", MANY_SECONDS, False),
+    0x93: ("closed-by-broker", "the broker says that we sent more than it can hold", 0.0, Blame.NONE),
+    0x96: (
+        "too-fast",
+        "the broker says that messages come too fast: lower the rate of the MQTT link",
+        1.0,
+        Blame.NONE,
+    ),
+    0x97: ("server-busy", "the broker says that a quota is exceeded", MANY_SECONDS, Blame.NONE),
+    0x98: ("closed-by-broker", "the operator of the broker ended the connection", 1.0, Blame.NONE),
+    0x9C: ("moved", "the broker says that another server must be used: set its address", MANY_SECONDS, Blame.NONE),
+    0x9D: ("moved", "the broker has moved: set its new address", MANY_SECONDS, Blame.NONE),
+    0x9F: ("server-busy", "the broker says that connections come too fast", MANY_SECONDS, Blame.NONE),
+    0xA0: ("closed-by-broker", "the broker ends connections that have lasted for so long", 0.0, Blame.NONE),
 }
 
 
@@ -87,24 +110,28 @@ def refused(code: int, client: str, *, five: bool, text: str = "") -> Failure:
 
 def ended(code: int, client: str, text: str = "") -> Failure:
     """The failure of a DISCONNECT that the broker sent."""
-    fallback = ("closed-by-broker", f"the broker ended the connection with reason code {code:#04x}", 0.0, True)
-    problem, reason, pause, judged = _GOODBYES.get(code, fallback)
-    return Failure(problem, _said(reason.format(client=repr(client)), text), code, pause, judged)
+    said = f"the broker ended the connection with reason code {code:#04x}"
+    problem, reason, pause, blame = _GOODBYES.get(code, ("closed-by-broker", said, 0.0, Blame.JUDGED))
+    return Failure(problem, _said(reason.format(client=repr(client)), text), code, pause, blame)
 
 
 def _said(reason: str, text: str) -> str:
     return f"{reason} (it says: {text[:200]})" if text else reason
 
 
-def broken(error: BaseException | None, where: str, *, tls: bool, greeted: bool) -> Failure:
-    """The failure of a connection that ended without a word. ``greeted``: the broker had let us in before."""
+def broken(error: BaseException | None, where: str, *, tls: bool, greeted: bool, five: bool) -> Failure:
+    """The failure of a connection that ended without a word. ``greeted``: the broker had let us in before.
+
+    ``five``: MQTT 5 was spoken, in which a broker that judges says so.
+    """
     if isinstance(error, ssl.SSLError):
         return from_error(error, where)
     gone = error is None or isinstance(error, ConnectionError)
     if not greeted and gone:
         return _shut_out(where, tls=tls)
     if gone:
-        return Failure("closed-by-broker", f"{where} closed the connection without giving a reason", judged=True)
+        blame = Blame.BROKEN if error is not None else Blame.CLOSED if five else Blame.JUDGED
+        return Failure("closed-by-broker", f"{where} closed the connection without giving a reason", blame=blame)
     return from_error(error, where)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from petalbus.handlers.mqtt.direct.connection import Connection
-from petalbus.handlers.mqtt.direct.errors import LinkFailure
+from petalbus.handlers.mqtt.direct.errors import Blame, LinkFailure
 
 A_REQUEST: Final = 8
 """Filters that one SUBSCRIBE may carry on AWS IoT."""
@@ -19,17 +19,27 @@ MOST: Final = 50
 
 _REFUSED: Final = 0x80
 _NOT_AUTHORIZED: Final = 0x87
-_ENOUGH: Final = 2
+_ENOUGH: Final = 3
 """So many times a filter that was asked for alone may end the connection."""
 
 _MOST_BYTES: Final = 65535
 _INVALID: Final = 0x8F
 
 
+class Kept(Protocol):
+    """Remembers over our restarts what the session may hold; see ``kept``."""
+
+    async def load(self, client_id: str) -> list[str] | None:
+        """The filters that the session may hold; None: not known now."""
+
+    async def store(self, client_id: str, names: Iterable[str]) -> bool:
+        """Whether it is remembered that the session may hold these."""
+
+
 class Filters:
     """What we want, and what we know of the session that the broker keeps for us."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: Kept | None = None) -> None:
         self.changed = asyncio.Event()
         """Set when something is to be done."""
         self.refused: dict[str, int] = {}
@@ -38,6 +48,11 @@ class Filters:
         self._ended: Counter[str] = Counter()
         self._wanted: dict[str, int] = {}
         self._held: dict[str, int] = {}
+        self._kept = kept
+        self._client_id = ""
+        self._former: set[str] = set()
+        self._unknown = False
+        self._stored: set[str] | None = None
 
     def want(self, filters: Mapping[str, int]) -> None:
         """Exactly these from now on, with their quality of service."""
@@ -46,14 +61,28 @@ class Filters:
             self._wanted = wanted
             self.changed.set()
 
-    def start_session(self, *, present: bool) -> None:
+    @property
+    def behind(self) -> bool:
+        """Whether the bus could not be asked or told what the session holds: try again soon."""
+        return self._unknown or (self._kept is not None and self._stored != self._held.keys() | self._former)
+
+    def start_session(self, client_id: str, *, present: bool) -> None:
         """The broker says whether it remembers our filters."""
         if not present:
             self._held.clear()
+            self._former.clear()
+            self._unknown = False
+        elif client_id != self._client_id:  # it was another life of this program that has made them
+            self._unknown = self._kept is not None
+        self._client_id = client_id
 
     def forget(self) -> None:
         """We are somebody else to the broker now."""
         self._held.clear()
+        self._former.clear()
+        self._client_id = ""
+        self._unknown = False
+        self._stored = None
         self.refused.clear()
         self.pardon()
 
@@ -68,20 +97,44 @@ class Filters:
         ``anew``: ask for all, also for those it should have. An old one goes first only where there is no place.
         """
         self.changed.clear()
+        await self._load()
         self._careful = self._careful or bool(self._ended)
         accepted = dict(islice(((name, qos) for name, qos in self._wanted.items() if _valid(name)), MOST))
         self.refused = {name: _INVALID for name in self._wanted if not _valid(name)}
-        old = [name for name in self._held if name not in accepted]
-        surplus = max(0, len(self._held.keys() | accepted.keys()) - MOST)
+        old = [name for name in (*self._held, *sorted(self._former)) if name not in accepted]
+        surplus = max(0, len(self._held.keys() | self._former | accepted.keys()) - MOST)
+        await self._store(self._held.keys() | self._former | accepted.keys())  # before the broker has them
         await self._give_up(connection, old[:surplus])
         known = {name: qos for name, qos in accepted.items() if self._held.get(name) == qos}
         await self._ask(connection, [one for one in accepted.items() if one[0] not in known], retained=True)
         if anew:
             await self._ask(connection, list(known.items()), retained=False)
         await self._give_up(connection, old[surplus:])
+        self._former.clear()
         self._careful = False
+        if self._stored is not None:  # if the bus does not answer we have waited for it once
+            await self._store(self._held.keys())
+
+    async def _load(self) -> None:
+        """What an earlier life of this program has left in the session goes, unless it is still wanted."""
+        if not self._unknown or self._kept is None:
+            return
+        names = await self._kept.load(self._client_id)
+        if names is not None:
+            self._former = {name for name in names if name not in self._held}
+            self._unknown = False
+
+    async def _store(self, names: Collection[str]) -> None:
+        """What was there before is kept until it is known, lest it is forgotten."""
+        if self._kept is None or self._unknown or self._stored == set(names):
+            return
+        wanted, self._stored = set(names), None  # not known, should we be cancelled
+        if await self._kept.store(self._client_id, wanted):
+            self._stored = wanted
 
     async def _ask(self, connection: Connection, filters: list[tuple[str, int]], *, retained: bool) -> None:
+        # one that has ended connections is asked for last: the others work, and the link was alive just before
+        filters = sorted(filters, key=lambda one: self._ended[one[0]])
         for batch in _batches(filters, 1 if self._careful else A_REQUEST):
             codes = await self._answered(connection, batch, retained=retained)
             for (name, qos), code in zip(batch, codes, strict=True):
@@ -100,10 +153,10 @@ class Filters:
         try:
             codes = await connection.subscribe(batch, retained=retained)
         except (LinkFailure, asyncio.CancelledError):
-            if connection.lost.done() and connection.lost.result().judged:
-                self._careful = True
-                if len(batch) == 1:
-                    self._ended[batch[0][0]] += 1
+            blame = connection.lost.result().blame if connection.lost.done() else Blame.NONE
+            self._careful = self._careful or blame > Blame.NONE
+            if len(batch) == 1 and blame >= Blame.CLOSED:  # a reset accuses nobody
+                self._ended[batch[0][0]] += _ENOUGH if blame is Blame.FORBIDDEN else 1
             raise
         for name, _ in batch:
             self._ended.pop(name, None)
@@ -114,6 +167,7 @@ class Filters:
             await connection.unsubscribe(batch)
             for name in batch:
                 self._held.pop(name, None)
+                self._former.discard(name)
 
     def problem(self) -> tuple[str, str, int | None] | None:
         """What is wrong with the filters, if anything: a stable word, a sentence, the broker's code."""

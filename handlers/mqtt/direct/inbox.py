@@ -1,7 +1,8 @@
 """What came in: one queue and one writer, so that order is kept; acknowledged when it is stored, not before.
 
 A message outlives its connection here. When the broker brings it again it takes its old place, and one that was stored
-already is acknowledged at once: nothing is lost by a broker that forgets, and little comes twice.
+already is acknowledged at once: nothing is lost by a broker that forgets, and little comes twice. AWS IoT brings one
+again on the same connection, too, until we acknowledge it: it is the same message then, acknowledged once.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import asyncio
 import hashlib
 import logging
 import random
+import time
 from collections import OrderedDict, deque
 from typing import Any, Final
 
+from petalbus.daemon.bus.errors import BusError
 from petalbus.handlers.mqtt.direct.connection import Connection
 from petalbus.handlers.mqtt.direct.packets import Publish
 from petalbus.handlers.mqtt.transport import Incoming, Receiver
@@ -28,6 +31,8 @@ _AT_ONCE: Final = 32
 _RETRY_FIRST: Final = 0.05
 _RETRY_MOST: Final = 5.0
 _MOST_REMEMBERED: Final = 256
+_CROSSING_S: Final = 10.0
+"""Seconds for which a repetition may have been on its way when our acknowledgement left."""
 
 
 class _Entry:
@@ -53,6 +58,7 @@ class Inbox:
         self._bytes = 0
         self._open: dict[int, _Entry] = {}
         self._left: OrderedDict[int, tuple[bytes, _Entry]] = OrderedDict()
+        self._done: OrderedDict[int, tuple[bytes, float]] = OrderedDict()
         self._connection: Connection | None = None
         self._arrived = asyncio.Event()
         self._empty = asyncio.Event()
@@ -79,6 +85,7 @@ class Inbox:
         while len(self._left) > _MOST_REMEMBERED:
             self._left.popitem(last=False)
         self._open.clear()
+        self._done.clear()
         self._connection = None
 
     def close(self) -> None:
@@ -94,7 +101,7 @@ class Inbox:
         if self._closed or connection is not self._connection:
             return
         mid, message = publish.mid, publish.message
-        if mid is not None and self._known(message, mid, connection):
+        if mid is not None and (self._repeated(message, mid, connection) or self._known(message, mid, connection)):
             return
         entry = _Entry(message, mid, connection)
         if mid is not None:
@@ -142,6 +149,26 @@ class Inbox:
             "not_stored": self.not_stored,
         }
 
+    def _repeated(self, message: Incoming, mid: int, connection: Connection) -> bool:
+        """Whether this connection has brought it before.
+
+        It gets no acknowledgement of its own: the id may belong to another message by then, which would be confirmed
+        before it is stored.
+        """
+        entry = self._open.get(mid)
+        if entry is not None:
+            before = entry.message
+            if (before.topic, before.payload) != (message.topic, message.payload):
+                return False  # against the rules; the new one has the id now
+            self.again += 1
+            return True
+        if not message.duplicate or mid not in self._done or self._done[mid][0] != _print(message):
+            return False
+        self.again += 1
+        if time.monotonic() - self._done[mid][1] > _CROSSING_S:  # our acknowledgement never came to it
+            connection.acknowledge(mid)
+        return True
+
     def _known(self, message: Incoming, mid: int, connection: Connection) -> bool:
         """Whether it is one that an earlier connection brought; MQTT brings it again under its old id."""
         before = self._left.pop(mid, None)
@@ -156,14 +183,29 @@ class Inbox:
         return True
 
     def _acknowledge(self, entry: _Entry) -> None:
-        if entry.mid is not None and entry.connection is not None:
-            self._open.pop(entry.mid, None)
-            entry.connection.acknowledge(entry.mid)
+        if entry.mid is None or entry.connection is None or self._open.get(entry.mid) is not entry:
+            return
+        del self._open[entry.mid]
+        self._done[entry.mid] = (_print(entry.message), time.monotonic())
+        self._done.move_to_end(entry.mid)
+        if len(self._done) > _MOST_REMEMBERED:
+            self._done.popitem(last=False)
+        entry.connection.acknowledge(entry.mid)
 
     async def _tried(self, receiver: Receiver, message: Incoming) -> bool:
-        """Whether it is stored."""
+        """Whether it is stored, or kept as invalid."""
         try:
-            await receiver.received(message)
+            try:
+                await receiver.received(message)
+            except (BusError, OSError):  # it passes
+                raise
+            except Exception as error:
+                # a fault of ours, or of the message's: a further attempt would end alike, with all others behind it
+                log.exception("a message on %s cannot be a record", message.topic)
+                keep = getattr(receiver, "invalid", None)
+                if keep is None:
+                    raise
+                await keep(message.topic, message.payload, f"{type(error).__name__}: {error}")
         except Exception as error:  # noqa: BLE001  # whatever it is, the message is not stored and must be
             if not self.not_stored:
                 log.warning("a message cannot be stored now and is kept: %s: %s", type(error).__name__, error)

@@ -201,7 +201,9 @@ class Codec:
         properties, payload = self._properties(rest)
         text = {str(name): str(value) for name, value in properties.get("user_property", [])}
         retain, again = bool(first & 1), bool(first & 8)
-        return Publish(Incoming(topic, payload, qos, retain, again, text), mid)
+        left = properties.get("message_expiry_interval")
+        expiry = float(left[0]) if left else None
+        return Publish(Incoming(topic, payload, qos, retain, again, text, expiry), mid)
 
     def _puback(self, body: bytes) -> Ack:
         (mid,) = struct.unpack_from("!H", body)

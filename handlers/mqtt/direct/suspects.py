@@ -1,7 +1,11 @@
 """Topics for which the broker ends the connection, as AWS IoT does with what its policy forbids.
 
-closed right after messages to some topics -> they are suspected: each is sent alone, once
-closed again while one was alone, and the broker let us in afterwards -> that one is quarantined
+the connection ended right after messages to some topics -> they are suspected: each is sent alone, once
+it ended again while one was alone                       -> the next time the broker must give a sign of life first
+ended so three times in a row, or once with the word "not authorized", and it let us in afterwards -> quarantined
+
+Networks, proxies and other programs with our client id end connections, too. Where MQTT 5 is spoken, an end
+without a word accuses nobody.
 """
 
 from __future__ import annotations
@@ -9,13 +13,21 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
+
+from petalbus.handlers.mqtt.direct.errors import Blame
 
 DIRECTLY: Final = 2.0
 """Seconds between a message and the end of the connection for which it may be the cause."""
 
-QUARANTINE: Final = 600.0
-"""Seconds for which a topic is refused here. After that one message is tried again: policies change."""
+QUARANTINE: Final = 30.0
+"""Seconds for which a topic is refused here at first. After that one message is tried again: policies change. Each
+further time it is twice as long, up to ``LONGEST``."""
+
+LONGEST: Final = 600.0
+
+ENOUGH: Final = 3
+"""So many times in a row a connection must have ended for a topic, where the broker does not say why."""
 
 _MOST: Final = 256
 
@@ -25,39 +37,56 @@ class Suspects:
 
     def __init__(self) -> None:
         self._suspected: OrderedDict[str, None] = OrderedDict()
-        self._accused: str | None = None
+        self._accused: tuple[str, Blame] | None = None
+        self._times: OrderedDict[str, int] = OrderedDict()
         self._until: OrderedDict[str, float] = OrderedDict()
+        self._span: OrderedDict[str, float] = OrderedDict()
 
-    def closed(self, recent: Iterable[str], alone: str | None) -> None:
-        """The broker ended a connection, after ``recent`` topics; ``alone``: nothing but this one was under way."""
-        self._accused = alone
+    def closed(self, recent: Iterable[str], alone: str | None, blame: Blame) -> None:
+        """A connection ended, after ``recent`` topics; ``alone``: nothing but this one was under way."""
         for topic in recent:
             self._suspected[topic] = None
-        while len(self._suspected) > _MOST:
-            self._suspected.popitem(last=False)
+        if alone is not None:
+            self._times.setdefault(alone, 0)
+        self._accused = None if alone is None or blame < Blame.JUDGED else (alone, blame)
+        _shorten(self._suspected)
+        _shorten(self._times)
 
     def reached(self) -> str | None:
         """The broker let us in again, so it had meant it. Returns the topic that is quarantined by that."""
-        topic, self._accused = self._accused, None
-        if topic is not None:
-            self._until[topic] = time.monotonic() + QUARANTINE
-            self._suspected.pop(topic, None)
-            while len(self._until) > _MOST:
-                self._until.popitem(last=False)
+        accused, self._accused = self._accused, None
+        if accused is None:
+            return None
+        topic, blame = accused
+        self._times[topic] = self._times.get(topic, 0) + 1
+        if blame < Blame.FORBIDDEN and self._times[topic] < ENOUGH:
+            return None
+        span = self._span[topic] = min(LONGEST, 2 * self._span[topic]) if topic in self._span else QUARANTINE
+        self._until[topic] = time.monotonic() + span
+        self._suspected.pop(topic, None)
+        _shorten(self._until)
+        _shorten(self._span)
         return topic
 
     def unreachable(self) -> None:
         """The broker cannot be reached: the end of the connection was its own end, or the network's."""
         self._accused = None
         self._suspected.clear()
+        self._times.clear()
 
     def passed(self, topic: str) -> None:
         """The broker took a message on this topic."""
-        self._suspected.pop(topic, None)
+        if topic in self._suspected or topic in self._span:
+            for known in (self._suspected, self._times, self._span):
+                known.pop(topic, None)
 
     def suspected(self, topic: str) -> bool:
         """Whether a message on this topic must travel alone."""
         return topic in self._suspected
+
+    def wary(self, topic: str) -> bool:
+        """Whether a connection has ended already while a message on this topic travelled alone."""
+        return topic in self._times
 
     def quarantined(self, topic: str) -> bool:
         """Whether a message on this topic must not be sent."""
@@ -68,6 +97,7 @@ class Suspects:
             return True
         del self._until[topic]
         self._suspected[topic] = None
+        self._times[topic] = ENOUGH - 1  # it was found guilty: one more time is enough
         return False
 
     def forget(self) -> None:
@@ -78,3 +108,8 @@ class Suspects:
         """The quarantined topics."""
         now = time.monotonic()
         return [topic for topic, until in self._until.items() if until > now]
+
+
+def _shorten(known: OrderedDict[str, Any]) -> None:
+    while len(known) > _MOST:
+        known.popitem(last=False)

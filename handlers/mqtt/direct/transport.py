@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from petalbus.handlers.mqtt.direct.connection import Connection, first_of
 from petalbus.handlers.mqtt.direct.errors import Failure, from_error, thrown_out
-from petalbus.handlers.mqtt.direct.filters import Filters
+from petalbus.handlers.mqtt.direct.filters import Filters, Kept
 from petalbus.handlers.mqtt.direct.inbox import Inbox
 from petalbus.handlers.mqtt.direct.packets import Ack, Connack, Publish
 from petalbus.handlers.mqtt.direct.suspects import Suspects
@@ -28,6 +28,9 @@ STABLE: Final = 5.0
 
 GRACE: Final = 1.0
 """Seconds that an orderly end may take for acknowledgements in both directions, and again for the goodbye."""
+
+_SOON: Final = 5.0
+"""Seconds after which the bus is asked again which filters the session holds."""
 
 _LOOK_AGAIN: Final = 300.0
 """Seconds after which a filter that the broker refused is asked for again: policies change."""
@@ -46,13 +49,14 @@ class DirectTransport:
 
     name = "direct"
 
-    def __init__(self, options: DirectOptions) -> None:
+    def __init__(self, options: DirectOptions, *, kept: Kept | None = None) -> None:
+        """``kept``: remembers over restarts which filters the broker's session holds."""
         self.state = LinkState()
         self._options = options
         self._suspects = Suspects()
         self._window = Window(options, self._suspects)
         self._inbox = Inbox()
-        self._filters = Filters()
+        self._filters = Filters(kept)
         self._client_id: str | None = None
         self._other = asyncio.Event()
         self._receiver: Receiver | None = None
@@ -63,6 +67,7 @@ class DirectTransport:
         self._connects = 0
         self._session_present = False
         self._round_trip: float | None = None
+        self._greeted: dict[str, float] = {}
 
     async def run(self, receiver: Receiver) -> None:
         """Work until cancelled. Every failure is a state and another attempt; only the cancellation comes out."""
@@ -142,6 +147,8 @@ class DirectTransport:
                 self._filters.forget()
                 whom = client_id
             before = self._connects
+            if not await self._may_greet(client_id):
+                continue
             began = time.monotonic()
             failure = await self._attempt(client_id)
             if failure is None:  # we are to be somebody else: at once
@@ -153,6 +160,18 @@ class DirectTransport:
             self._tell(LinkState(Phase.WAITING, failure.problem, failure.reason, failure.code))
             await self._pause(pauses, failure.pause)
             pauses += 1
+
+    async def _may_greet(self, client_id: str) -> bool:
+        """Wait until this client id's last CONNECT is long enough ago; False: we are to be somebody else now."""
+        every, now = self._options.connect_every, time.monotonic()
+        self._greeted = {one: at for one, at in self._greeted.items() if now - at < every}
+        if client_id not in self._greeted:
+            return True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._greeted[client_id] + every - now):
+                await self._other.wait()
+                return False
+        return True
 
     async def _attempt(self, client_id: str) -> Failure | None:
         """Connect and serve; returns why it ended, or None when another client id is wanted."""
@@ -173,6 +192,8 @@ class DirectTransport:
             except Exception as error:  # noqa: BLE001  # the same
                 return self._named(error)
         finally:
+            if connection.greeted_at is not None:
+                self._greeted[client_id] = connection.greeted_at
             await self._dispose(connection)
 
     def _named(self, error: Exception) -> Failure:
@@ -198,7 +219,7 @@ class DirectTransport:
         self._inbox.start_session(present=connack.session_present)
         self._inbox.attach(connection)
         self._window.attach(connection, connack)
-        self._filters.start_session(present=connack.session_present)
+        self._filters.start_session(connection.client_id, present=connack.session_present)
 
     async def _serve(self, connection: Connection) -> Failure | None:
         work = asyncio.create_task(self._follow(connection), name="mqtt filters")
@@ -226,13 +247,14 @@ class DirectTransport:
         self._window.start()
         while True:
             self._tell_connected()
-            anew = False
+            anew, behind = False, self._filters.behind
+            pause = _LOOK_AGAIN if self._filters.refused else None
             try:
-                async with asyncio.timeout(_LOOK_AGAIN if self._filters.refused else None):
+                async with asyncio.timeout(_SOON if behind else pause):
                     await self._filters.changed.wait()
             except TimeoutError:
-                anew = True
-                self._filters.pardon()
+                if anew := not behind:
+                    self._filters.pardon()
             await self._filters.establish(connection, anew=anew)
 
     async def _farewell(self, connection: Connection) -> None:

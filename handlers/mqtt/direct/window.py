@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -13,9 +14,13 @@ from petalbus.handlers.mqtt.direct.errors import Failure
 from petalbus.handlers.mqtt.direct.packets import Ack, Connack
 from petalbus.handlers.mqtt.direct.suspects import DIRECTLY, Suspects
 from petalbus.handlers.mqtt.options import DirectOptions
-from petalbus.handlers.mqtt.transport import LinkLost, Outgoing, PublishRefused
+from petalbus.handlers.mqtt.transport import LinkLost, NotNow, Outgoing, PublishRefused
 
 _REFUSED: Final = 0x80
+_QUOTA: Final = 0x97
+_PERHAPS_LATER: Final = frozenset({0x80, 0x83, 0x91})
+"""Unspecified, specific to the broker, "packet id in use": they say nothing against the message."""
+_MOMENT_S: Final = 0.5
 _MOST_BEHIND: Final = 1024
 _UNLIMITED: Final = 268_435_460
 
@@ -34,6 +39,8 @@ class Window:
         self.size = 0
         self.acknowledged = 0
         self.refused = 0
+        self.put_off = 0
+        """Messages that the broker did not take just then."""
         self.lost = 0
         self._options = options
         self._suspects = suspects
@@ -45,6 +52,7 @@ class Window:
         self._unconfirmed: deque[tuple[float, str]] = deque(maxlen=256)
         self._alone: str | None = None
         self._asking = False
+        self._alive_at = -math.inf
         self._room = asyncio.Event()
         self._idle = asyncio.Event()
 
@@ -73,10 +81,11 @@ class Window:
         now = time.monotonic()
         recent = {given.message.topic for given in self._under_way.values() if now - given.sent < DIRECTLY}
         recent |= {topic for sent, topic in self._unconfirmed if now - sent < DIRECTLY}
-        if failure.judged and recent:
-            self._suspects.closed(recent, self._alone if recent == {self._alone} else None)
+        if failure.blame and recent:
+            self._suspects.closed(recent, self._alone if recent == {self._alone} else None, failure.blame)
         gone = [*self._under_way.values(), *self._waiting]
         self._connection, self._open, self._alone, self._asking = None, False, None, False
+        self._alive_at = -math.inf
         self._under_way.clear()
         self._waiting.clear()
         self._unconfirmed.clear()
@@ -120,10 +129,14 @@ class Window:
         self._is_through(given.message.topic)
         code = ack.codes[0]
         if code >= _REFUSED:
-            self.refused += 1
             said = f" ({ack.text[:200]})" if ack.text else ""
             text = f"the broker refuses the message on topic {given.message.topic!r} with reason code {code:#04x}{said}"
-            _fail(given.future, PublishRefused(text, code=code))
+            if code == _QUOTA or code in _PERHAPS_LATER:
+                self.put_off += 1
+                _fail(given.future, NotNow(text, code=code, patient=code == _QUOTA))
+            else:
+                self.refused += 1
+                _fail(given.future, PublishRefused(text, code=code))
         else:
             self.acknowledged += 1
             if not given.future.done():
@@ -146,6 +159,7 @@ class Window:
             "in_flight": self.in_flight,
             "acknowledged": self.acknowledged,
             "refused": self.refused,
+            "put_off": self.put_off,
             "lost": self.lost,
             "quarantined": self._suspects.describe(),
         }
@@ -172,12 +186,15 @@ class Window:
         if self._alone is not None:
             return False
         if self._suspects.suspected(message.topic):
-            return not self._under_way and self._all_confirmed()
+            return not self._under_way and self._all_confirmed(sure=self._suspects.wary(message.topic))
         return message.qos == 0 or len(self._under_way) < self.size
 
-    def _all_confirmed(self) -> bool:
-        """Whether the broker has seen all of quality 0, which nobody acknowledges; if not, ask."""
-        if not self._unconfirmed:
+    def _all_confirmed(self, *, sure: bool) -> bool:
+        """Whether the broker has seen all of quality 0, which nobody acknowledges; if not, ask.
+
+        ``sure``: it must have given a sign of life, too: an end that follows is not that of a link that was dead.
+        """
+        if not self._unconfirmed and (not sure or time.monotonic() - self._alive_at < DIRECTLY):
             return True
         if not self._asking and self._connection is not None:
             self._asking = True
@@ -185,7 +202,7 @@ class Window:
         return False
 
     def _confirmed(self) -> None:
-        self._asking = False
+        self._asking, self._alive_at = False, time.monotonic()
         self._unconfirmed.clear()
         self._changed()
 
@@ -211,7 +228,7 @@ class Window:
             return
         given.sent = time.monotonic()
         if self._suspects.suspected(message.topic):
-            self._alone = message.topic
+            self._alone, self._alive_at = message.topic, -math.inf
         if mid is not None:
             self._under_way[mid] = given
         connection.send(packet)
@@ -219,7 +236,19 @@ class Window:
             self._unconfirmed.append((given.sent, message.topic))
             given.future.set_result(0)
             if self._alone is not None:  # nobody acknowledges it: the answer to a ping says that it was taken
-                connection.ping(lambda: self._is_through(message.topic))
+                self._ask_after(message.topic, connection)
+
+    def _ask_after(self, topic: str, connection: Connection) -> None:
+        if not self._suspects.wary(topic):
+            connection.ping(lambda: self._is_through(topic))
+            return
+
+        def ask() -> None:
+            if connection is self._connection:
+                connection.ping(lambda: self._is_through(topic))
+
+        # a broker that closes with our ping unread resets the connection, and a reset accuses nobody
+        asyncio.get_running_loop().call_later(_MOMENT_S, ask)
 
     def _is_through(self, topic: str) -> None:
         self._suspects.passed(topic)

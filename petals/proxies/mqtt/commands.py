@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from petalbus.daemon.bus.errors import BusError, HandlerError
-from petalbus.handlers.mqtt.words import COMMAND, handlers_key, mirrored
+from petalbus.handlers.mqtt.words import COMMAND, COMMANDS_AT_ONCE, handlers_key, mirrored
 from petalbus.petals.base import Petal
 from petalbus.petals.exits import contained
-from petalbus.petals.heavy import run_heavy
+from petalbus.petals.heavy import overtaking, run_heavy
 from petalbus.petals.owner import acting, is_of
 from petalbus.schemas.stamps import boot_clock_ns
+from petalbus.schemas.vocabulary import Priority
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
@@ -34,8 +35,6 @@ Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
 _LOOK_S: Final = 0.1
 _AGAIN_S: Final = 0.5
 _MOST_SENDERS: Final = 4096
-CONCURRENCY: Final = 16
-"""Commands of one petal that may run at once."""
 
 
 class Commands:
@@ -134,7 +133,7 @@ class Commands:
         served = self._served.setdefault(id(bus), [])
         served.append(name)
         if len(served) == 1:
-            bus.on(COMMAND, redelivery="report", concurrency=CONCURRENCY)(self._serving(served))
+            bus.on(COMMAND, redelivery="report", concurrency=COMMANDS_AT_ONCE)(self._serving(served))
             await bus.listen()
         await self._declare(bus, served)
 
@@ -194,7 +193,7 @@ class Commands:
             for handler, heavy in [self._handlers[name] for name in served]:
                 copy = dict(message)  # one that changes it must not change it for the others
                 try:
-                    with contained():
+                    with contained(), overtaking(record.priority is Priority.CRITICAL):
                         await (run_heavy(handler, topic, copy) if heavy else handler(topic, copy))
                 except Exception as error:  # noqa: BLE001  # raised below, when the others have had their turn
                     failure = failure or error

@@ -277,12 +277,14 @@ class MQTTProxy(BaseProxy):
     # -- inside -------------------------------------------------------------------------------------------------------
 
     async def _own_bus(self) -> Bus:
-        from petalbus.daemon.connect import connect  # noqa: PLC0415  # only where a client is made
+        from petalbus.daemon.bus.options import BusOptions  # noqa: PLC0415  # only where a client is made
+        from petalbus.daemon.connect import connect  # noqa: PLC0415  # the same
 
         async with self._bus_turn:
             if self._bus is None:
                 url, name = self._where
-                bus = connect(url, app=self.app_id, bus=name)
+                options = BusOptions(workers=words.COMMANDS_AT_ONCE)  # it handles commands, and nothing else
+                bus = connect(url, app=self.app_id, bus=name, options=options)
                 await bus.start()
                 self._bus = bus
             return self._bus
