@@ -19,6 +19,7 @@ from petalbus.handlers.mavlink.wire.endpoint import Endpoint
 from petalbus.handlers.mavlink.wire.framing import Frame
 from petalbus.handlers.mavlink.wire.heartbeat import beat
 from petalbus.handlers.mavlink.wire.link import Link
+from petalbus.handlers.mavlink.wire.routes import SILENT_S
 
 
 class Sink:
@@ -104,7 +105,8 @@ async def test_an_address_that_sends_no_mavlink_gets_nothing() -> None:
         assert link.peers == [good.address]
 
 
-async def test_a_message_to_a_system_goes_where_that_system_was_heard_last() -> None:
+async def test_a_message_to_a_system_goes_where_that_system_is_heard() -> None:
+    """As after a reboot with another port: once the old one is silent the new one is the way."""
     async with (
         open_link() as (link, sink),
         Peer(remote=local(link), system=1) as old,
@@ -117,6 +119,7 @@ async def test_a_message_to_a_system_goes_where_that_system_was_heard_last() -> 
         assert link.send(message, system=7) == 1
         await other.until(other.commands)
         async with Peer(remote=local(link), system=1) as restarted:
+            await asyncio.sleep(SILENT_S + 0.1)
             restarted.heartbeat()
             await sink.until(3)
             assert link.send(message, system=1) == 1

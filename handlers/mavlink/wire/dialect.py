@@ -20,6 +20,7 @@ DEFAULT_DIALECT: Final = "all"
 """Every message of pymavlink's dialects that do not contradict one another, PX4's and ArduPilot's among them."""
 
 _PYMAVLINK: Final = "pymavlink.dialects.v20."
+_SIZES: Final = {"int16_t": 2, "int32_t": 4, "int64_t": 8, "float": 4, "double": 8}
 
 
 class MavMessage(Protocol):
@@ -38,7 +39,7 @@ class MavMessage(Protocol):
 class MessageDefinition:
     """One message of the dialect, ready for unpacking: which value of the wire belongs to which field."""
 
-    __slots__ = ("crc_extra", "fields", "msgid", "name", "unpacker")
+    __slots__ = ("crc_extra", "fields", "msgid", "name", "target_places", "unpacker")
 
     def __init__(self, message_class: Any) -> None:
         self.msgid: int = message_class.id
@@ -47,6 +48,8 @@ class MessageDefinition:
         self.unpacker: struct.Struct = message_class.unpacker
         self.fields: tuple[tuple[str, str, int, int], ...] = tuple(_field_plan(message_class))
         """(name, how to read, first value, one past the last value), in the order of the definition."""
+        self.target_places: tuple[int | None, int | None] = _target_places(message_class)
+        """Where in the payload the target system and the target component stand; None where there is none."""
 
     def unpack(self, payload: bytes, *, json_safe: bool = True) -> dict[str, Any]:
         """The fields by name. A cut payload is filled up with zeros, a longer one (a newer definition) cut.
@@ -97,6 +100,16 @@ def _field_plan(message_class: Any) -> list[tuple[str, str, int, int]]:
     return [places[name] for name in message_class.fieldnames]
 
 
+def _target_places(message_class: Any) -> tuple[int | None, int | None]:
+    types: dict[str, str] = dict(zip(message_class.fieldnames, message_class.fieldtypes, strict=True))
+    places: dict[str, int] = {}
+    place = 0
+    for name, count in zip(message_class.ordered_fieldnames, message_class.array_lengths, strict=True):
+        places[name] = place
+        place += _SIZES.get(types[name].removeprefix("u"), 1) * max(count, 1)
+    return places.get("target_system"), places.get("target_component")
+
+
 class Dialect:
     """A dialect's messages. Make it with ``load_dialect``, which keeps one of each."""
 
@@ -127,6 +140,11 @@ class Dialect:
         if found is None and msgid in self._classes:
             found = self._definitions[msgid] = MessageDefinition(self._classes[msgid])
         return found
+
+    def target_places(self, msgid: int) -> tuple[int | None, int | None]:
+        """Where in a message's payload its target system and component stand; None where it has none."""
+        definition = self.definition(msgid)
+        return (None, None) if definition is None else definition.target_places
 
     def decode(self, frame: Frame, *, json_safe: bool = True) -> dict[str, Any]:
         """The frame's fields by name, with ``mavpackettype`` (the message's name) and ``header`` before them.

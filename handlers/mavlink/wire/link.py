@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 from petalbus.handlers.mavlink.wire.dialect import Dialect, MavMessage, Packer, load_dialect
 from petalbus.handlers.mavlink.wire.framing import MARKER_V2, Frame, Framer
 from petalbus.handlers.mavlink.wire.outbox import numbered
+from petalbus.handlers.mavlink.wire.routes import Heard, Routes, component_meant
 from petalbus.handlers.mavlink.wire.signing import Signer, Verdict
 from petalbus.handlers.mavlink.wire.transport import Address, Transport, open_transport
 
@@ -31,10 +32,11 @@ _INCOMPLETE_STREAM_S: Final = 2.0  # a stream may stand still in the middle of a
 class _Peer:
     """One other end."""
 
-    __slots__ = ("behind", "datagrams", "framer", "heard", "speaks", "timer")
+    __slots__ = ("behind", "datagrams", "framer", "heard", "senders", "speaks", "timer")
 
-    def __init__(self, framer: Framer, now: float, *, datagrams: bool) -> None:
+    def __init__(self, framer: Framer, now: float, senders: Heard, *, datagrams: bool) -> None:
         self.framer = framer
+        self.senders = senders
         self.datagrams = datagrams
         self.heard = now
         self.speaks = False  # nothing is sent to an address that never sent an intact frame
@@ -45,8 +47,9 @@ class _Peer:
 class Link:
     """Frames in, frames out. Use it as ``async with Link(...) as link``.
 
-    On a listening endpoint a message goes to the peer on which its target system was heard last, and to every peer
-    that speaks MAVLink when it has no target. At most 16 peers are kept; silent ones (60 s) make room first.
+    On a listening endpoint a message goes to the peer on which its target is heard (``wire.routes`` chooses among
+    several), and to every peer that speaks MAVLink when it has no target. At most 16 peers are kept; silent ones
+    (60 s) make room first.
 
     With a ``Signer`` every frame leaves signed; what does not bear the key's signature is counted, not handed on.
     """
@@ -79,7 +82,7 @@ class Link:
         """time.monotonic() of the last intact frame."""
         self._on_frames = on_frames
         self._peers: dict[Address, _Peer] = {}
-        self._routes: dict[int, Address] = {}
+        self._routes = Routes(system=system, component=component)
         self._numbers: dict[Address, int] = {}  # of the byte streams: the sequence number that is next
         self._batch: list[Frame] = []
         self._gone: Counter[str] = Counter()
@@ -109,7 +112,10 @@ class Link:
         return [address for address, peer in self._peers.items() if peer.speaks]
 
     def send(self, message: MavMessage, *, system: int | None = None) -> int:
-        """Send to the system's peer, or to all; returns to how many it left (0: nobody is there). Never waits."""
+        """Send to the system's peer, or to all; returns to how many it left (0: nobody is there). Never waits.
+
+        Of the system's components the one that the message names is meant, the autopilot where it names none.
+        """
         return self._transmit(self.packer.pack(message), system)
 
     def send_payload(self, msgid: int, payload: bytes, *, system: int | None = None) -> int:
@@ -124,9 +130,7 @@ class Link:
         return self._transmit(self.packer.repack(frame), system)
 
     def _transmit(self, data: bytes, system: int | None) -> int:
-        route = None if system is None else self._routes.get(system)
-        listening = [address for address, peer in self._peers.items() if peer.speaks or peer.behind]
-        targets = self.transport.targets(route, listening)
+        targets = self._targets(data, system)
         if self._signing is None:
             left = sum(self.transport.send(data, address) for address in targets)
         else:
@@ -134,6 +138,17 @@ class Link:
         self.sent += left
         self.unsent += len(targets) - left
         return left
+
+    def _targets(self, data: bytes, system: int | None) -> Sequence[Address]:
+        listening = [address for address, peer in self._peers.items() if peer.speaks or peer.behind]
+        routes: Sequence[Address] = ()
+        if system is not None:
+            msgid = int.from_bytes(data[7:10], "little") if data[0] == MARKER_V2 else data[5]
+            component = component_meant(data, system, self.dialect.target_places(msgid))
+            routes = self._routes.to(system, component, data, time.monotonic())
+        if not routes:
+            return self.transport.targets(None, listening)
+        return [*dict.fromkeys(where for route in routes for where in self.transport.targets(route, listening))]
 
     def _transmit_signed(self, signing: Signer, data: bytes, targets: Sequence[Address]) -> int:
         """Each wire is a stream of signatures of its own: a slow one must not look like a replay.
@@ -168,6 +183,7 @@ class Link:
         """Called by the transport: hand on what came."""
         if self._batch:
             batch, self._batch = self._batch, []
+            self._routes.look(batch)
             self._on_frames(batch, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
 
     def leaving(self, data: bytes, address: Address) -> bytes:
@@ -197,12 +213,14 @@ class Link:
             self._batch += frames
         if not proven:
             return
-        peer.heard = self.last_frame = time.monotonic()
+        peer.heard = self.last_frame = now = time.monotonic()
         if not peer.speaks:
             peer.speaks = True
             log.info("%s: MAVLink peer %s", self.transport.name, address)
-        for frame in proven:
-            self._routes[frame.sysid] = address
+        senders = peer.senders
+        for frame in proven:  # for each frame that comes: no more than this
+            raw = frame.raw
+            senders[raw[5:7] if raw[0] == MARKER_V2 else raw[3:5]] = now
 
     def _verified(self, signing: Signer, peer: _Peer, frames: list[Frame]) -> list[Frame]:
         """Hand on what may pass; returns the frames from which may be learnt who is where.
@@ -243,8 +261,9 @@ class Link:
         now = time.monotonic()
         if len(self._peers) >= _MAX_PEERS and not self._forget_silent(now):
             return None
+        framer = Framer(self.dialect.crc_extras)
         peer = self._peers[address] = _Peer(
-            Framer(self.dialect.crc_extras), now, datagrams=self.transport.is_datagram(address)
+            framer, now, self._routes.heard_at(address), datagrams=self.transport.is_datagram(address)
         )
         return peer
 
@@ -260,7 +279,7 @@ class Link:
         if peer.timer is not None:
             peer.timer.cancel()
         self._gone.update(peer.framer.counters.as_dict())
-        self._routes = {system: route for system, route in self._routes.items() if route != address}
+        self._routes.forget(address)
 
     def statistics(self) -> dict[str, Any]:
         """Counters since the link was opened (the framers' of all peers, what was sent), and each wire's state."""

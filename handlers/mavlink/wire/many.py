@@ -48,7 +48,7 @@ class ManyTransports:
         return number
 
     def targets(self, route: Address | None, speaking: Sequence[Address]) -> Sequence[Address]:
-        """On the wire where the system was heard last; when that one is down, or all are meant, on every wire."""
+        """On the wire of the route; when that one is down, or all are meant, on every wire."""
         if route is not None:
             found = self._on_wire(route[0], route[1:], speaking)
             if found:

@@ -105,7 +105,7 @@ class TcpServer:
         route: Address | None,
         speaking: Sequence[Address],  # noqa: ARG002  # who connects is served, also when it only listens
     ) -> Sequence[Address]:
-        """The client on which the system was heard, while it is connected; else all clients."""
+        """The client of the route, while it is connected; else all clients."""
         return (route,) if route in self._clients else [*self._clients]
 
     def describe(self) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ class Transport(Protocol):
     def targets(self, route: Address | None, speaking: Sequence[Address]) -> Sequence[Address]:
         """Where to send to; empty when nobody is there.
 
-        ``route`` is where the system that is meant was heard last (None: all are meant, or it was not heard),
+        ``route`` is the way to the system that is meant (None: all are meant, or it was not heard),
         ``speaking`` are all that spoke so far.
         """
 
