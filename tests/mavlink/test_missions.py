@@ -135,9 +135,12 @@ async def test_a_vehicle_that_vanishes(open_ground: Callable[..., Any], autopilo
     ground, sim = await open_ground(autopilot, Failures(delay=0.005))
     loop = asyncio.get_running_loop()
     onboard(sim).items[0] = mission(300)
-    for begin in (
-        lambda: ground.missions.download(timeout=1.0),
-        lambda: ground.missions.upload(mission(300), timeout=1.0),
+    for begin, has in (
+        (lambda: ground.missions.download(timeout=1.0), {}),
+        (
+            lambda: ground.missions.upload(mission(300), timeout=1.0),
+            {"vehicle_has": "old" if autopilot is PX4 else "mixed"},
+        ),
     ):
         sim._asleep_until = 0.0
         under_way = asyncio.create_task(begin())
@@ -153,7 +156,7 @@ async def test_a_vehicle_that_vanishes(open_ground: Callable[..., Any], autopilo
             continue
         assert loop.time() - began < 8.0
         assert 0 < caught.value.done < 300
-        assert caught.value.detail == {"done": caught.value.done, "total": 300}
+        assert caught.value.detail == {"done": caught.value.done, "total": 300, **has}
 
 
 @BOTH

@@ -65,9 +65,9 @@ def test_a_mission_is_flown_to_its_end(autopilot: Autopilot) -> None:
     """Each item is reached once and in order; the state goes from not started over active to complete."""
     flown = Flown(autopilot)
     assert flown.pilot.told()[0] == 2
-    assert start(flown.flight, flown.missions) is autopilot.cannot, "not armed"
-    assert flown.flight.arm() is Result.ACCEPTED
     assert start(flown.flight, flown.missions) is Result.ACCEPTED
+    assert flown.flight.airframe.armed is (autopilot is PX4), "PX4 arms by itself, ArduPilot waits for it"
+    assert flown.flight.arm() is Result.ACCEPTED
     flown.fly(6)
     assert flown.pilot.told()[0] == 3
     assert flown.flight.airframe.height == pytest.approx(5.0, abs=1.5)
@@ -77,6 +77,15 @@ def test_a_mission_is_flown_to_its_end(autopilot: Autopilot) -> None:
     assert flown.pilot.told()[0] == 5
     assert not flown.flight.airframe.in_air
     assert abs(flown.flight.airframe.north) < 3.0, "it came home"
+
+
+@BOTH
+def test_a_mission_that_is_not_there_is_not_started(autopilot: Autopilot) -> None:
+    flown = Flown(autopilot)
+    flown.missions.items[0] = []
+    refusal = start(flown.flight, flown.missions)
+    assert refusal is (Result.DENIED if autopilot is PX4 else Result.FAILED)
+    assert not flown.flight.airframe.armed
 
 
 @BOTH

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Final, NamedTuple
 
@@ -17,24 +17,25 @@ from petalbus.handlers.mavlink.missions.compare import compare
 from petalbus.handlers.mavlink.missions.download import MOST_AT_ONCE, Download
 from petalbus.handlers.mavlink.missions.items import MissionItem, MissionKind, check_items, with_home, without_home
 from petalbus.handlers.mavlink.missions.list_ids import ListIds
+from petalbus.handlers.mavlink.missions.progress import STATUSTEXT, MissionProgress, Verdict
 from petalbus.handlers.mavlink.missions.talk import (
     ACCEPTED,
     ACK,
     COUNT,
     CURRENT,
     HEARD,
+    MissionFailed,
     MissionInterrupted,
     MissionRefused,
     MissionTimeout,
     Result,
     Talk,
     Tell,
+    VehicleHas,
 )
 from petalbus.handlers.mavlink.missions.trip import SteadyTrip
 from petalbus.handlers.mavlink.missions.upload import Sent, Upload
 from petalbus.handlers.mavlink.wire.calls import Calls
-from petalbus.handlers.mavlink.wire.dialect import Dialect
-from petalbus.handlers.mavlink.wire.framing import Frame
 
 __all__ = [
     "MissionBusy",
@@ -49,12 +50,13 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_ITEM_REACHED: Final = 46
 _DO_SET_MISSION_CURRENT: Final = 224
 _UNSUPPORTED: Final = 3
-_NOT_KNOWN: Final = 0xFFFF
 _SET_AGAIN_S: Final = 0.5
 _ID_BEFORE_S: Final = 3.0
+_CLEAR_AGAIN_S: Final = 1.5
+_MOST_SAID: Final = 64
+_SAME_LIST: Final = "the vehicle had this very mission: its current item stays, which may be the last one"
 
 
 class MissionBusy(MavlinkError):
@@ -89,56 +91,10 @@ class Uploaded(NamedTuple):
     """"opaque_id" or "download": how it was made sure of; None: it was not."""
     changed: tuple[str, ...] = ()
     """What the vehicle keeps in another way, where that was looked at."""
-
-
-class MissionProgress:
-    """Which item is flown, and which was reached last; ``on_frame`` must see MISSION_CURRENT and MISSION_ITEM_REACHED.
-
-    Numbers are as the vehicle counts. Times are monotonic seconds.
-    """
-
-    msgids = frozenset((CURRENT, _ITEM_REACHED))
-
-    def __init__(self, dialect: Dialect, system: Callable[[], int | None]) -> None:
-        """``system()`` is the vehicle's, None while there is none."""
-        self._dialect = dialect
-        self._system = system
-        self.forget()
-
-    def forget(self) -> None:
-        """Know nothing again: another mission is there."""
-        self.current: int | None = None
-        self.current_at = 0.0
-        self.total: int | None = None
-        self.state = 0
-        """MISSION_STATE: 0 not known, 1 no mission, 2 not started, 3 active, 4 paused, 5 complete."""
-        self.reached: int | None = None
-        self.reached_at = 0.0
-
-    def on_frame(self, frame: Frame) -> None:
-        """Look at one frame; others than these two are passed by."""
-        if frame.msgid not in self.msgids or frame.compid != 1 or frame.sysid != self._system():
-            return
-        fields = self._dialect.fields(frame)
-        if frame.msgid == _ITEM_REACHED:
-            self.reached, self.reached_at = fields["seq"], time.monotonic()
-            return
-        self.current, self.current_at = fields["seq"], time.monotonic()
-        self.total = fields.get("total") or None
-        if self.total == _NOT_KNOWN:
-            self.total = 0  # PX4 without a mission
-        self.state = fields.get("mission_state", 0)
-
-    def describe(self) -> dict[str, Any]:
-        """For a person or a status record; ``current_age_s`` is the age of the last news."""
-        age = None if self.current is None else round(time.monotonic() - self.current_at, 3)
-        return {
-            "current": self.current,
-            "total": self.total,
-            "state": self.state,
-            "reached": self.reached,
-            "current_age_s": age,
-        }
+    feasible: bool | None = None
+    """False: PX4 took the mission and says that it will not fly it, as things are now. None: nothing was said."""
+    texts: tuple[str, ...] = ()
+    """The warnings that came with that."""
 
 
 class MissionClient:
@@ -154,6 +110,7 @@ class MissionClient:
         self._free = asyncio.Lock()
         self._trip = SteadyTrip()
         self._trip_system = 0
+        self._ended_at = float("-inf")
         self._ids = ListIds()
         self.progress = MissionProgress(calls.dialect, lambda: vehicle.state.system if vehicle.state else None)
 
@@ -179,16 +136,32 @@ class MissionClient:
         if add_home and own_first and items:
             items = with_home(items)
             check_items(items, kind)
-        async with self._talk(kind, timeout) as talk:
-            by_id = verify and await self._knows_id_before(talk, autopilot, timeout)
+        async with self._talk(kind, timeout) as talk, self._verdict(talk) as verdict:
+            by_id = await self._look_before(talk, items, autopilot, timeout, verify=verify)
+            before = self._list_before(kind)
             self._ids.changing(kind)
             ahead = autopilot in (Autopilot.ARDUPILOT, Autopilot.PX4)
-            sent = await Upload(talk, items, ahead=ahead, tell=tell, timeout=timeout).run()
-            if kind is MissionKind.MISSION:
+            sending = Upload(talk, items, ahead=ahead, tell=tell, timeout=timeout)
+            try:
+                sent = await sending.run()
+            except MissionFailed as error:
+                _say_what_is_there(error, sending, kind, autopilot)
+                raise
+            taken_at, same = time.monotonic(), sent.list_id != 0 and sent.list_id == before
+            if kind is MissionKind.MISSION and not same:
                 self.progress.forget()
             if sent.accepted and not verify:
-                return Uploaded(len(items), sent.list_id, None)
-            return await self._verify(talk, items, sent, timeout, from_item=int(own_first), by_id=by_id)
+                done = Uploaded(len(items), sent.list_id, None)
+            else:
+                done = await self._verify(talk, items, sent, timeout, from_item=int(own_first), by_id=by_id)
+            if kind is not MissionKind.MISSION:
+                return done
+            if same:
+                done = done._replace(changed=(*done.changed, _SAME_LIST))
+            if verify and items and autopilot == Autopilot.PX4:
+                feasible = await verdict.feasible(done.list_id, taken_at, items=len(items))
+                done = done._replace(feasible=feasible, texts=verdict.texts if feasible is False else ())
+            return done
 
     async def download(
         self,
@@ -205,14 +178,21 @@ class MissionClient:
         return without_home(items) if drop_home and ardupilot and kind is MissionKind.MISSION else items
 
     async def clear(self, kind: MissionKind = MissionKind.MISSION, *, timeout: float = 10.0) -> None:
-        """Remove all items of a kind, and make sure of it."""
+        """Remove all items of a kind, and make sure of it.
+
+        Some versions of PX4 acknowledge that to the station that asked for a list before. So we ask for one first, and
+        what is there afterwards decides.
+        """
         what = f"removal of {kind.name.lower()} items"
         async with self._talk(kind, timeout) as talk:
             end = time.monotonic() + timeout
+            left, _ = await self._count(talk, timeout)
             self._ids.changing(kind)
             while True:
-                await talk.ask(what, "MISSION_CLEAR_ALL", ACK, max(0.5, end - time.monotonic()))
-                left, _ = await self._count(talk, timeout)
+                patience = min(_CLEAR_AGAIN_S, end - time.monotonic())
+                with suppress(MissionTimeout):
+                    await talk.ask(what, "MISSION_CLEAR_ALL", ACK, max(0.5, patience))
+                left, _ = await self._count(talk, max(0.5, end - time.monotonic()))
                 # ArduPilot may keep its home; with any other the acknowledgement was of something earlier
                 own = kind is MissionKind.MISSION and self._vehicle.heard_lately().autopilot == Autopilot.ARDUPILOT
                 if left <= (1 if own else 0):
@@ -262,16 +242,48 @@ class MissionClient:
                         return
         raise MissionTimeout(f"{what} (is there such an item?)", 0, total, timeout)
 
-    async def _knows_id_before(self, talk: Talk, autopilot: int, timeout: float) -> bool:
+    async def _look_before(
+        self, talk: Talk, items: Sequence[MissionItem], autopilot: int, timeout: float, *, verify: bool
+    ) -> bool:
         """Whether the id of the list that the vehicle has now is known, so that another one says that it is gone.
 
-        Where lists have ids it is asked for. Without an answer the upload goes on, and what is then there is
-        fetched.
+        Where lists have ids it is asked for, if the vehicle did not tell it by itself just now. Without an answer the
+        upload goes on, and what is then there is fetched.
+
+        Some versions of PX4 acknowledge an empty list to the station that asked for a list before; so we ask, too.
         """
-        if not self._ids.knows_current(talk.kind) and (autopilot == Autopilot.PX4 or self._ids.used):
+        px4 = autopilot == Autopilot.PX4
+        wanted = verify and not self._ids.knows_current(talk.kind) and (px4 or self._ids.used)
+        if items and wanted and px4 and self._told_by_itself(talk.kind):
+            self._ids.counted(talk.kind, self.progress.list_ids[talk.kind])
+        elif wanted or (px4 and not items):
             with suppress(MissionRefused, MissionTimeout):
                 await self._count(talk, min(timeout, _ID_BEFORE_S))
-        return self._ids.knows_current(talk.kind)
+        return verify and self._ids.knows_current(talk.kind)
+
+    def _told_by_itself(self, kind: MissionKind) -> bool:
+        """MISSION_CURRENT said lately which list there is, or that there is no mission.
+
+        Asking would do harm where an upload of before just began: PX4 then takes no other one for a long time.
+        """
+        ids = self._ids_told()
+        return ids is not None and (any(ids) or (kind is MissionKind.MISSION and self.progress.total == 0))
+
+    def _ids_told(self) -> tuple[int, int, int] | None:
+        """The ids that MISSION_CURRENT said lately, and after our last exchange."""
+        progress = self.progress
+        fresh = progress.is_fresh(time.monotonic()) and progress.current_at > self._ended_at
+        return progress.list_ids if fresh else None
+
+    def _list_before(self, kind: MissionKind) -> int:
+        """The id of the list that an upload replaces; 0: none, or not known."""
+        ids = self._ids_told()
+        return self._ids.current(kind) if ids is None else ids[kind]
+
+    @asynccontextmanager
+    async def _verdict(self, talk: Talk) -> AsyncIterator[Verdict]:
+        with self._calls.listen({CURRENT, STATUSTEXT}, talk.system, most=_MOST_SAID) as inbox:
+            yield Verdict(self._calls, inbox, self.progress)
 
     async def _verify(
         self,
@@ -290,22 +302,35 @@ class MissionClient:
             total, list_id = await self._count(talk, timeout)
             if (total, list_id) == (len(items), sent.list_id):
                 return Uploaded(len(items), list_id, "opaque_id")
-        kept = await self._fetch(talk, timeout, None)
-        compared = compare(items, kept, from_item=from_item, strictly=not sent.accepted)
+        try:
+            kept = await self._fetch(talk, timeout, None)
+        except MissionFailed as error:
+            error.leaves(VehicleHas.UNKNOWN)
+            raise
+        compared = compare(
+            items,
+            kept,
+            from_item=from_item,
+            strictly=not sent.accepted,
+            autopilot=self._vehicle.heard_lately().autopilot,
+        )
         if compared.different and sent.accepted:
             raise MissionDiffers(what, compared.different)
         if compared.different:
-            if sent.refusal is None:
-                raise MissionTimeout(what, len(items), len(items), timeout)
-            raise talk.refused(what, sent.refusal, done=len(items), total=len(items))
+            failed: MissionFailed = MissionTimeout(what, len(items), len(items), timeout)
+            if sent.refusal is not None:
+                failed = talk.refused(what, sent.refusal, done=len(items), total=len(items))
+            _say_what_is_there(failed, None, talk.kind, self._vehicle.heard_lately().autopilot)
+            raise failed
         if compared.changed:
-            log.warning("vehicle %d keeps some items otherwise: %s", talk.system, "; ".join(compared.changed))
+            log.info("vehicle %d keeps some items otherwise: %s", talk.system, "; ".join(compared.changed))
         return Uploaded(len(items), sent.list_id, "download", compared.changed)
 
     async def _fetch(self, talk: Talk, timeout: float, tell: Tell | None) -> list[MissionItem]:
         at_once = MOST_AT_ONCE if self._vehicle.heard_lately().autopilot == Autopilot.ARDUPILOT else 1
-        items = await Download(talk, at_once=at_once, tell=tell, timeout=timeout).run()
-        self._ids.counted(talk.kind)
+        download = Download(talk, at_once=at_once, tell=tell, timeout=timeout)
+        items = await download.run()
+        self._ids.counted(talk.kind, download.list_id)
         return items
 
     async def _count(self, talk: Talk, timeout: float) -> tuple[int, int]:
@@ -314,7 +339,7 @@ class MissionClient:
             heard = await talk.ask(f"count of {talk.kind.name.lower()} items", "MISSION_REQUEST_LIST", COUNT, timeout)
         finally:
             talk.end(Result.OPERATION_CANCELLED)
-        self._ids.counted(talk.kind)
+        self._ids.counted(talk.kind, heard.list_id)
         return heard.fields["count"], heard.list_id
 
     @asynccontextmanager
@@ -333,4 +358,21 @@ class MissionClient:
             with self._calls.listen(HEARD, system) as inbox:
                 yield Talk(self._calls, inbox, system, kind, self._trip, self._ids)
         finally:
+            self._ended_at = time.monotonic()
             self._free.release()
+
+
+def _say_what_is_there(error: MissionFailed, sending: Upload | None, kind: MissionKind, autopilot: int) -> None:
+    """Where that is known. PX4 takes a list as a whole. ArduPilot takes missions and rally points item by item.
+
+    Without ``sending`` all items were sent, and what is there is another list.
+    """
+    if sending is not None and sending.all_sent and not isinstance(error, MissionRefused):
+        error.leaves(VehicleHas.UNKNOWN)
+    elif autopilot == Autopilot.PX4 or (autopilot == Autopilot.ARDUPILOT and kind is MissionKind.FENCE):
+        error.leaves(VehicleHas.OLD)
+    elif autopilot == Autopilot.ARDUPILOT and (sending is None or sending.begun):
+        error.leaves(VehicleHas.MIXED)
+    elif autopilot == Autopilot.ARDUPILOT:
+        # it shortens its list before it asks for the first item; what it refuses at once leaves the list alone
+        error.leaves(VehicleHas.OLD if isinstance(error, MissionRefused) else VehicleHas.UNKNOWN)

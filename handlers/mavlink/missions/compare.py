@@ -10,13 +10,12 @@ import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from petalbus.handlers.mavlink.missions.items import CIRCLES, GLOBAL_FRAMES, POLYGONS, MissionItem
+from petalbus.handlers.mavlink.missions.items import CIRCLES, GLOBAL_FRAMES, POLYGONS, MissionItem, has_place
+from petalbus.handlers.mavlink.missions.kept import Kept, kept
 
 _MOST_TOLD: Final = 20
 _SAME_FRAME: Final = {5: 0, 6: 3, 11: 10}
-_LAST_NAV: Final = 95
-_WITH_PLACE: Final = frozenset((179, 189, 192, 195, 201))
-_FENCES: Final = 5000
+_NEAR: Final = 1e-3
 
 
 class Compared(NamedTuple):
@@ -26,44 +25,76 @@ class Compared(NamedTuple):
     changed: tuple[str, ...]
 
 
+class _Found:
+    """What is different, what is changed, and what this autopilot is known to change."""
+
+    def __init__(self) -> None:
+        self.different: list[str] = []
+        self.changed: list[str] = []
+        self.known: list[str] = []
+
+
 def compare(
-    wanted: Sequence[MissionItem], kept: Sequence[MissionItem], *, from_item: int = 0, strictly: bool = False
+    wanted: Sequence[MissionItem],
+    have: Sequence[MissionItem],
+    *,
+    from_item: int = 0,
+    strictly: bool = False,
+    autopilot: int | None = None,
 ) -> Compared:
     """Compare lists from ``from_item`` on (ArduPilot's item 0 of a mission is its own).
 
-    ``strictly``: nothing counts as kept in another way. So it must be where the vehicle did not accept the list: an
-    older one may be there that differs in nothing but such things.
+    ``strictly``: nothing counts as kept in another way, but for what ``autopilot`` (MAV_AUTOPILOT) is known to keep so.
+    So it must be where the vehicle did not accept the list: an older one may be there that differs in nothing but such
+    things.
     """
-    different: list[str] = []
-    changed: list[str] = []
-    if len(wanted) != len(kept):
-        different.append(f"it has {len(kept)} items, not {len(wanted)}")
-    for want, have in list(zip(wanted, kept, strict=False))[from_item:]:
-        _compare_item(want, have, different, changed)
+    found = _Found()
+    if len(wanted) != len(have):
+        found.different.append(f"it has {len(have)} items, not {len(wanted)}")
+    for want, has in list(zip(wanted, have, strict=False))[from_item:]:
+        _compare_item(want, has, kept(want, autopilot), found)
     if strictly:
-        different, changed = [*different, *changed], []
+        different, changed = [*found.different, *found.changed], found.known
+    else:
+        different, changed = found.different, [*found.changed, *found.known]
     return Compared(tuple(different[:_MOST_TOLD]), tuple(changed[:_MOST_TOLD]))
 
 
-def _compare_item(want: MissionItem, have: MissionItem, different: list[str], changed: list[str]) -> None:
+def _compare_item(want: MissionItem, have: MissionItem, ways: Kept, found: _Found) -> None:
     name = f"item {want.seq}"
     if have.command != want.command:
-        different.append(f"{name}: command {have.command}, not {want.command}")
+        found.different.append(f"{name}: command {have.command}, not {want.command}")
         return
-    placed = want.command <= _LAST_NAV or want.command in _WITH_PLACE or want.command >= _FENCES
-    place = different if placed and want.frame in GLOBAL_FRAMES else changed
-    if _SAME_FRAME.get(have.frame, have.frame) != _SAME_FRAME.get(want.frame, want.frame):
-        place.append(f"{name}: frame {have.frame}, not {want.frame}")
+    _compare_place(name, want, have, ways, found)
+    for at, (ours, theirs, others) in enumerate(zip(want.params, have.params, ways.params, strict=True), 1):
+        if math.isnan(ours) or _near(ours, theirs):
+            continue
+        if at == len(want.params) and ways.angle and _near(0.0, math.remainder(theirs - ours, 360.0)):
+            continue
+        text = f"{name}: param{at} {theirs:g}, not {ours:g}"
+        if any(_near(other, theirs) for other in others):
+            found.known.append(text)
+            continue
+        matters = at == 1 and (want.command in POLYGONS or (want.command in CIRCLES and abs(theirs - ours) > 1))
+        # what a vehicle does not keep comes back as zero, what it rounds as something near; all else is another mission
+        matters = matters or (theirs != 0 and abs(theirs - ours) >= 1)
+        (found.different if matters else found.changed).append(text)
+
+
+def _compare_place(name: str, want: MissionItem, have: MissionItem, ways: Kept, found: _Found) -> None:
+    """The frame, and x, y, z."""
+    place = found.different if has_place(want.command) and want.frame in GLOBAL_FRAMES else found.changed
+    frame = _SAME_FRAME.get(have.frame, have.frame)
+    if frame != _SAME_FRAME.get(want.frame, want.frame):
+        expected = frame in {_SAME_FRAME.get(each, each) for each in ways.frames}
+        (found.known if expected else place).append(f"{name}: frame {have.frame}, not {want.frame}")
     for axis in ("x", "y"):
         ours, theirs = getattr(want, axis), getattr(have, axis)
         if abs(ours - theirs) > 2:
-            place.append(f"{name}: {axis} {theirs}, not {ours}")
-    if not math.isnan(want.z) and not abs(have.z - want.z) <= 0.02 + 1e-3 * abs(want.z):
-        place.append(f"{name}: z {have.z:g}, not {want.z:g}")
-    for at, (ours_f, theirs_f) in enumerate(zip(want.params, have.params, strict=True), 1):
-        if math.isnan(ours_f) or abs(theirs_f - ours_f) <= 1e-3 * max(1.0, abs(ours_f)):
-            continue
-        matters = at == 1 and (want.command in POLYGONS or (want.command in CIRCLES and abs(theirs_f - ours_f) > 1))
-        # what a vehicle does not keep comes back as zero, what it rounds as something near; all else is another mission
-        matters = matters or (theirs_f != 0 and abs(theirs_f - ours_f) >= 1)
-        (different if matters else changed).append(f"{name}: param{at} {theirs_f:g}, not {ours_f:g}")
+            (found.known if theirs in ways.xy else place).append(f"{name}: {axis} {theirs}, not {ours}")
+    if not math.isnan(want.z) and not abs(have.z - want.z) <= 0.02 + _NEAR * abs(want.z):
+        (found.known if have.z in ways.z else place).append(f"{name}: z {have.z:g}, not {want.z:g}")
+
+
+def _near(ours: float, theirs: float) -> bool:
+    return abs(theirs - ours) <= _NEAR * max(1.0, abs(ours))

@@ -2,7 +2,9 @@
 
 PX4 serves items in their order only, one after the other, and forgets the exchange when it is asked for another one.
 Who answers in any order is asked for several at once. When nothing comes for long, or the vehicle refuses in the
-middle, all is begun anew and what came before is thrown away: parts of two lists are never put together.
+middle, all is begun anew and what came before is thrown away: parts of two lists are not put together, where lists
+have ids (PX4) or somebody tells of the change. ArduPilot has none: a list that another station replaces by one of the
+same length between two of our questions is not noticed.
 """
 
 from __future__ import annotations
@@ -62,6 +64,8 @@ class Download:
         self._items: dict[int, MissionItem] = {}
         self._flying: dict[int, _Flying] = {}
         self._total = 0
+        self.list_id = 0
+        """MAVLink's opaque_id of the list; 0: the vehicle has none."""
         self._window = 1
         self._next = 0
         self._best = 0
@@ -91,6 +95,7 @@ class Download:
     async def _once(self) -> list[MissionItem]:
         heard = await self._talk.ask(self._what, "MISSION_REQUEST_LIST", COUNT, self._timeout)
         total = self._total = heard.fields["count"]
+        self.list_id = heard.list_id
         if total > MOST_ITEMS:
             raise MissionInvalid("count", f"the vehicle has {total} items", limit=f"at most {MOST_ITEMS}")
         self._items, self._flying, self._next, self._window = {}, {}, 0, 1
@@ -107,7 +112,18 @@ class Download:
                 await teller.tell(len(self._items))
         if not total:
             await teller.tell(0)
+        await self._make_sure()
         return [self._items[seq] for seq in range(total)]
+
+    async def _make_sure(self) -> None:
+        """Whether it still is the list that was begun with: another station may have replaced it meanwhile.
+
+        PX4 then serves the items of the new one without a word. Where lists have no ids nothing can be told.
+        """
+        if self.list_id and self._total:
+            heard = await self._talk.ask(self._what, "MISSION_REQUEST_LIST", COUNT, self._timeout)
+            if (heard.list_id, heard.fields["count"]) != (self.list_id, self._total):
+                raise _Anew
 
     def _check(self, now: float, progress_at: float) -> None:
         """Whether it makes sense to go on waiting."""
@@ -140,7 +156,7 @@ class Download:
         if heard.refusal is not None:
             # it may be over something said twice, but also because its list is another one now: nothing is worth that
             raise _Anew(Refusal(heard.refusal, now))
-        if heard.msgid == COUNT and heard.fields["count"] != self._total:
+        if heard.msgid == COUNT and (heard.list_id, heard.fields["count"]) != (self.list_id, self._total):
             raise _Anew  # somebody changed the list
         if heard.msgid not in (ITEM, ITEM_INT):
             return False

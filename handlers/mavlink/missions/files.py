@@ -20,6 +20,8 @@ from petalbus.handlers.mavlink.missions.items import (
     MissionItem,
     MissionKind,
     check_items,
+    command_number,
+    default_frame,
     position_scale,
 )
 
@@ -166,14 +168,16 @@ def _read_simple_items(mission: Mapping[str, Any]) -> list[MissionItem]:
             raise MissionInvalid(f"{where}.doJumpId", f"it is {jump!r}", limit="a whole number")
         jumps[jump] = at
         values = _numbers(entry.get("params"), 7, f"{where}.params")
-        frame = entry.get("frame", FRAME_RELATIVE)
+        command = command_number(entry.get("command"), f"{where}.command")
+        given = any(one and not math.isnan(one) for one in values[4:6])
+        frame = entry.get("frame", default_frame(command, place_given=given))
         scale = position_scale(frame) if isinstance(frame, int) else 1.0
         place = [_scaled(value, scale, f"{where}.params") for value in values[4:6]]
         named = dict(
             zip(("param1", "param2", "param3", "param4", "x", "y", "z"), [*values[:4], *place, values[6]], strict=True)
         )
         go_on = entry.get("autoContinue", True)
-        raw = {"frame": frame, "command": entry.get("command"), "autocontinue": go_on, **named}
+        raw = {"frame": frame, "command": command, "autocontinue": go_on, **named}
         items.append(MissionItem.from_json(raw, seq=at, where=where))
     for at, item in enumerate(items):
         if item.command == DO_JUMP:

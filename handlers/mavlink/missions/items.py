@@ -24,10 +24,13 @@ CIRCLES: Final = frozenset((5003, 5004))
 FENCE_RETURN: Final = 5000
 FRAME_MISSION: Final = 2
 FRAME_RELATIVE: Final = 3
+CHANGE_ALTITUDE: Final = 30
 GLOBAL_FRAMES: Final = frozenset((0, 3, 5, 6, 10, 11))
 LOCAL_FRAMES: Final = frozenset((1, 4, 7, 8, 9, 12, 20, 21))
 
 _FENCE_COMMANDS: Final = POLYGONS | CIRCLES | {FENCE_RETURN, 5005}
+_PLACE_IF_GIVEN: Final = frozenset((80, 179, 189, 191, 201))
+"""Without a place these mean another one: the next item's, the vehicle's, none."""
 _INT32: Final = 2**31 - 1
 _LARGEST_FLOAT: Final = 3.4028234663852886e38
 _PARAMS: Final = ("param1", "param2", "param3", "param4")
@@ -65,6 +68,21 @@ def position_scale(frame: int) -> float:
     if frame in GLOBAL_FRAMES:
         return 1e7
     return 1e4 if frame in LOCAL_FRAMES else 1.0
+
+
+def has_place(command: int) -> bool:
+    """Whether the frame, x, y and z of this MAV_CMD (or z alone) say where."""
+    entry = load_dialect().module.enums["MAV_CMD"].get(command)
+    return command == CHANGE_ALTITUDE or bool(getattr(entry, "has_location", False))
+
+
+def default_frame(command: int, *, place_given: bool) -> int:
+    """The MAV_FRAME of an item that says none: relative to home, or that of commands without a place.
+
+    PX4 takes commands without a place in that frame only, ArduPilot in any.
+    """
+    placed = place_given if command in _PLACE_IF_GIVEN else has_place(command)
+    return FRAME_RELATIVE if placed else FRAME_MISSION
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,7 +158,8 @@ class MissionItem:
         """Read a dictionary as ``to_json`` writes it; ``seq`` is used where it says none.
 
         ``latitude`` and ``longitude`` (degrees) may stand for x and y, ``altitude`` for z, and names such as
-        ``NAV_WAYPOINT`` or ``GLOBAL_RELATIVE_ALT`` for numbers. Raises MissionInvalid, which names ``where``.
+        ``NAV_WAYPOINT`` or ``GLOBAL_RELATIVE_ALT`` for numbers. A frame may be left out, see ``default_frame``. Raises
+        MissionInvalid, which names ``where``.
         """
         if not isinstance(data, Mapping):
             raise MissionInvalid(where, f"it is {type(data).__name__}", limit="an object with command, x, y, z, ...")
@@ -149,9 +168,8 @@ class MissionItem:
             raise MissionInvalid(f"{where}.{min(map(str, unknown))}", "there is no such field", limit=_ALLOWED)
         if "command" not in data:
             raise MissionInvalid(f"{where}.command", "it is missing", limit="a MAV_CMD, by number or name")
-        frame = _enum_value(data.get("frame", FRAME_RELATIVE), "MAV_FRAME", f"{where}.frame")
-        values: dict[str, Any] = {"frame": frame}
-        values["command"] = _enum_value(data["command"], "MAV_CMD", f"{where}.command")
+        values: dict[str, Any] = {"command": command_number(data["command"], f"{where}.command")}
+        frame = values["frame"] = _frame(data, values["command"], where)
         values["seq"] = data.get("seq", 0 if seq is None else seq)
         for name, otherwise in (("current", False), ("autocontinue", True)):
             values[name] = _flag(data.get(name, otherwise), f"{where}.{name}")
@@ -303,6 +321,19 @@ def _flag(value: Any, name: str) -> bool:
     if value not in (0, 1):
         raise MissionInvalid(name, f"it is {value!r}", limit="true or false")
     return bool(value)
+
+
+def command_number(value: Any, name: str) -> int:
+    """A MAV_CMD by its number or name. Raises MissionInvalid, which names ``name``."""
+    return _enum_value(value, "MAV_CMD", name)
+
+
+def _frame(data: Mapping[str, Any], command: int, where: str) -> int:
+    if "frame" in data:
+        return _enum_value(data["frame"], "MAV_FRAME", f"{where}.frame")
+    if "latitude" in data or "longitude" in data:
+        return FRAME_RELATIVE
+    return default_frame(command, place_given=bool(data.get("x") or data.get("y")))
 
 
 def _enum_value(value: Any, enum: str, name: str) -> int:

@@ -19,7 +19,7 @@ class ListIds:
 
     def __init__(self) -> None:
         self._heard: deque[int] = deque(maxlen=_MOST)
-        self._current: set[MissionKind] = set()
+        self._current: dict[MissionKind, int] = {}
 
     @property
     def used(self) -> bool:
@@ -36,14 +36,19 @@ class ListIds:
         self._heard.append(list_id)
         return new
 
-    def counted(self, kind: MissionKind) -> None:
-        """The vehicle told which list of this kind it has now; its id, if any, was heard."""
-        self._current.add(kind)
+    def counted(self, kind: MissionKind, list_id: int) -> None:
+        """The vehicle told which list of this kind it has now; 0: it has no id."""
+        self.hear(list_id)
+        self._current[kind] = list_id
 
     def changing(self, kind: MissionKind) -> None:
         """The vehicle's list of this kind may become another one, whose id may be lost on its way."""
-        self._current.discard(kind)
+        self._current.pop(kind, None)
 
     def knows_current(self, kind: MissionKind) -> bool:
         """The list that the vehicle had when we last spoke of this kind has no id that was not heard."""
         return kind in self._current
+
+    def current(self, kind: MissionKind) -> int:
+        """The id of the list that the vehicle had when we last spoke of this kind; 0: none, or not known."""
+        return self._current.get(kind, 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext, suppress
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Any, Final, NamedTuple
 
 from petalbus.handlers.mavlink.errors import MavlinkError, NotConnected
@@ -58,7 +58,40 @@ MAYBE: Final = frozenset((Result.ERROR, Result.INVALID_SEQUENCE, Result.DENIED))
 """Also said to repetitions, and by a vehicle that is busy."""
 
 
-class MissionTimeout(MavlinkError):
+class VehicleHas(StrEnum):
+    """What the vehicle has after an upload that failed."""
+
+    OLD = "old"
+    """Its list of before."""
+    MIXED = "mixed"
+    """New items up to some number, and old ones from there on."""
+    UNKNOWN = "unknown"
+    """One or the other."""
+
+
+_HAS: Final = {
+    VehicleHas.OLD: "The vehicle keeps the list that it had",
+    VehicleHas.MIXED: "The vehicle has new items mixed with old ones now: upload anew, or clear, before it flies",
+    VehicleHas.UNKNOWN: "What the vehicle has now is not known: upload anew, or look, before it flies",
+}
+
+
+class MissionFailed(MavlinkError):
+    """An exchange failed. ``vehicle_has``: what is there now, where an upload failed and that is known."""
+
+    vehicle_has: VehicleHas | None = None
+
+    def leaves(self, has: VehicleHas) -> None:
+        """Say so, also in the text."""
+        if self.vehicle_has is None:
+            self.vehicle_has = has
+            self.args = (f"{self.args[0]}. {_HAS[has]}",)
+
+    def _left(self) -> dict[str, Any]:
+        return {} if self.vehicle_has is None else {"vehicle_has": self.vehicle_has.value}
+
+
+class MissionTimeout(MissionFailed):
     """The vehicle went quiet. ``done`` of ``total`` items were exchanged (None: it never told how many)."""
 
     code = "MISSION_TIMEOUT"
@@ -74,10 +107,10 @@ class MissionTimeout(MavlinkError):
     @property
     def detail(self) -> dict[str, Any]:
         """How far it came."""
-        return {"done": self.done, "total": self.total}
+        return {"done": self.done, "total": self.total, **self._left()}
 
 
-class MissionRefused(MavlinkError):
+class MissionRefused(MissionFailed):
     """The vehicle refuses. ``result`` is the name of its MAV_MISSION_RESULT (or MAV_RESULT), ``done`` items came by."""
 
     code = "MISSION_REFUSED"
@@ -92,13 +125,18 @@ class MissionRefused(MavlinkError):
     @property
     def detail(self) -> dict[str, Any]:
         """The vehicle's word, and how far it came."""
-        return {"result": self.result, "done": self.done, "total": self.total}
+        return {"result": self.result, "done": self.done, "total": self.total, **self._left()}
 
 
-class MissionInterrupted(MavlinkError):
+class MissionInterrupted(MissionFailed):
     """The vehicle started again, or its items changed, in the middle of an exchange; what came was thrown away."""
 
     code = "MISSION_INTERRUPTED"
+
+    @property
+    def detail(self) -> dict[str, Any]:
+        """What the vehicle has, where that is known."""
+        return self._left()
 
 
 class Heard(NamedTuple):

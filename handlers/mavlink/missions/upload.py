@@ -82,11 +82,11 @@ class Upload:
             end = self._progress_at + self._timeout
             refusal = self._refusal
             if refusal is not None and now >= min(refusal.until, end):
-                if self._all_sent and refusal.result in MAYBE:
+                if self.all_sent and refusal.result in MAYBE:
                     return Sent(accepted=False, list_id=0, refusal=refusal)
                 raise self._talk.refused(self._what, refusal, done=self._done, total=len(self._items))
             if now >= end:
-                if self._all_sent:
+                if self.all_sent:
                     return Sent(accepted=False, list_id=0)
                 raise MissionTimeout(self._what, self._done, len(self._items), self._timeout)
             if now >= self._due:
@@ -99,12 +99,18 @@ class Upload:
                 await self._on_request(heard.fields["seq"], now)
             elif heard.msgid == ACK and heard.refusal is not None:
                 self._on_refusal(heard.refusal)
-            elif heard.msgid == ACK and self._all_sent:
+            elif heard.msgid == ACK and self.all_sent:
                 return await self._accepted(heard)
             # any other acceptance is that of an earlier upload
 
     @property
-    def _all_sent(self) -> bool:
+    def begun(self) -> bool:
+        """The vehicle asked for an item."""
+        return self._asked >= 0
+
+    @property
+    def all_sent(self) -> bool:
+        """The last item left."""
         return self._sent == len(self._items) - 1
 
     @property
@@ -138,7 +144,7 @@ class Upload:
     def _on_refusal(self, result: int) -> None:
         if self._asked < 0:
             grace = _BUSY_S
-        elif self._all_sent:
+        elif self.all_sent:
             grace = _LAST_PATIENCES * self._talk.patience()
         else:
             grace = _GOES_ON_S
@@ -167,7 +173,7 @@ class Upload:
                 first = min(first + _TURNS[len(self._said_at) % len(_TURNS)], self._sent + 1, len(self._items) - 1)
             last = max(first, min(self._sent + 1, first + _MOST_AHEAD))  # it waits for none that is later
             over = self._refusal is not None and self._refusal.result == Result.ERROR
-            if over and self._all_sent and len(self._said_at) % 3:
+            if over and self.all_sent and len(self._said_at) % 3:
                 first = last = len(self._items) - 1  # it may have all: PX4 accepts the last one once more
         for item in self._items[first : last + 1]:
             self._sent = max(self._sent, item.seq)

@@ -86,7 +86,8 @@ async def _upload(job: Job[UploadMission]) -> dict[str, Any]:
         verify=wanted.verify,
         add_home=not wanted.home_is_first,
     )
-    return {"kind": wanted.kind, "items": len(items), "verified": done.verified, "changed": list(done.changed)}
+    told = {"kind": wanted.kind, "items": len(items), "verified": done.verified, "changed": list(done.changed)}
+    return told | {"feasible": done.feasible, "texts": list(done.texts)}
 
 
 async def _download(job: Job[DownloadMission]) -> dict[str, Any]:

@@ -29,6 +29,8 @@ _CURRENT: Final = 42
 _ALL_KINDS: Final = 255
 _NO_MISSION, _NOT_STARTED, _NOT_IN_MODE = 1, 2, 2
 _NO_TOTAL: Final = 65535
+_FENCE: Final = 1
+_PLAIN_FRAMES: Final = {5: 0, 6: 3}
 _ACK_LAYOUT: Final = struct.Struct("<BBBBI")
 _COUNT_LAYOUT: Final = struct.Struct("<HBBBI")
 _CURRENT_LAYOUT: Final = struct.Struct("<HHBBIII")
@@ -72,6 +74,12 @@ class Missions:
         """MISSION_CURRENT's mission_state and mission_mode, where there is a mission."""
         self.quiet = False
         """Whether MISSION_CURRENT waits until something happens."""
+        self.feasible = True
+        """Whether PX4's missions pass the check that comes after they were accepted."""
+        self.check_s = 0.0
+        """How long that check takes; until then PX4 tells of the mission before."""
+        self._checked: tuple[float, tuple[int, int]] | None = None  # from when on it has looked; state and mode before
+        self._held = False  # PX4 believes that some link still receives a list
         self._upload: _Upload | None = None
         self._sending: _Sending | None = None
         self._last: _Upload | None = None
@@ -118,15 +126,16 @@ class Missions:
         """Ask again, give up, tell the current item."""
         now = self._onboard.since_boot()
         upload, sending = self._upload, self._sending
+        self._check()
         if upload is not None and now - upload.heard > self._give_up:
-            self._upload = None
+            self._upload, self._held = None, False
             self._say("Operation timeout" if self._px4 else "Mission upload timeout")
             if not self._px4:
                 self._acknowledge(upload.partner, upload.kind, MissionResult.OPERATION_CANCELLED)
         elif upload is not None and now - upload.asked > self._again:
             self._ask(upload)
         if sending is not None and now - sending.heard > self._give_up:
-            self._sending = None
+            self._sending, self._held = None, False
             self._say("Operation timeout")
         news = self._px4 and self._said != self._position()
         if news or ((self.items[0] or self._px4) and not self.quiet and now - self._told >= 1.0):
@@ -134,14 +143,17 @@ class Missions:
 
     def reset(self) -> None:
         """The vehicle boots: what was under way is forgotten."""
-        self._upload = self._sending = self._last = None
+        self._upload = self._sending = self._last = self._checked = None
+        self._held = False
         self.current = -1
         self._told = 0.0
 
     # -- towards the ground -------------------------------------------------------------------------------------------
 
     def _on_list(self, sender: tuple[int, int], fields: dict[str, Any]) -> None:
-        kind = fields["mission_type"]
+        kind, upload = fields["mission_type"], self._upload
+        if self._px4 and upload is not None and len(upload.items) == len(self.items[upload.kind]):
+            self._upload, self._held = None, True  # PX4 takes the question for one after a download that ended
         if self._upload is not None:
             if self._px4:
                 self._say("Mission download request ignored, already active")
@@ -171,6 +183,8 @@ class Missions:
             item = self.items[kind][seq]
             if self._px4 and kind == 0:
                 item = replace(item, current=seq == self.current)
+            if self._px4 and not whole:
+                item = replace(item, frame=_PLAIN_FRAMES.get(item.frame, item.frame))
             name, values = ("_INT", item.fields()) if whole else ("", item.float_fields())
             to = {"target_system": sender[0], "target_component": sender[1], "mission_type": kind}
             self._onboard.send(self._onboard.dialect.message(f"MISSION_ITEM{name}", **to, **values))
@@ -197,14 +211,18 @@ class Missions:
             self._sending = None
         cancelled = fields["type"] == MissionResult.OPERATION_CANCELLED
         if upload is not None and upload.partner == sender and cancelled:
-            self._upload = None
+            self._upload, self._held = None, False
 
     # -- from the ground ----------------------------------------------------------------------------------------------
 
     def _on_count(self, sender: tuple[int, int], fields: dict[str, Any]) -> None:
         kind, now, upload = fields["mission_type"], self._onboard.since_boot(), self._upload
         if self._px4:
-            if self._sending is not None or (upload is not None and (upload.partner != sender or upload.items)):
+            if (
+                self._held
+                or self._sending is not None
+                or (upload is not None and (upload.partner != sender or upload.items))
+            ):
                 if upload is not None and upload.partner == sender:
                     upload.heard = now
                 self._acknowledge(sender, kind, MissionResult.ERROR)
@@ -221,7 +239,7 @@ class Missions:
             return
         self._onboard.note({"event": "mission upload", "kind": kind, "count": fields["count"]})
         begun = _Upload(sender, kind, fields["count"], now)
-        if not self._px4:
+        if not self._px4 and kind != _FENCE:
             del self.items[kind][begun.count :]
         if begun.count == 0:
             self._finish(begun)
@@ -250,12 +268,12 @@ class Missions:
         except MissionInvalid:
             result = MissionResult.INVALID_PARAM5_X
         if result is not MissionResult.ACCEPTED:
-            self._upload, self._last = None, upload
+            self._upload, self._last, self._held = None, upload, False
             self._onboard.note({"event": "mission refused", "kind": kind, "seq": seq, "result": result.name})
             self._acknowledge(sender, kind, result)
             return
         upload.items.append(item)
-        if not self._px4:
+        if not self._px4 and kind != _FENCE:
             self.lists.keep(kind, seq, item)
         if len(upload.items) == upload.count:
             self._finish(upload)
@@ -273,10 +291,13 @@ class Missions:
             self._acknowledge(sender, kind, result, self.lists.ids[kind] if again else 0)
 
     def _finish(self, upload: _Upload) -> None:
-        kind = upload.kind
+        kind, new, self._held, before = upload.kind, True, False, self._state()
         if self._px4:
-            self.lists.replace(kind, upload.items)
-        if kind == 0:
+            new = self.lists.replace(kind, upload.items)
+        elif kind == _FENCE:
+            self.lists.replace_fence(upload.items)
+        if kind == 0 and new:
+            self._checked = (self._onboard.since_boot() + self.check_s, before) if self._px4 else None
             self.current = next((item.seq for item in upload.items if item.current), -1)
         self._upload, self._last = None, upload
         self._onboard.note({"event": "mission received", "kind": kind, "count": upload.count})
@@ -335,9 +356,21 @@ class Missions:
     def _position(self) -> tuple[int, int, int, int]:
         """The current item, the total, the state and the mode."""
         count = len(self.items[0])
-        state, mode = self.told() if count else (_NO_MISSION, _NOT_IN_MODE)
+        state, mode = self._state()
         total = (count or _NO_TOTAL) if self._px4 else max(0, count - 1)
         return max(0, self.current), total, state, mode
 
-    def _say(self, text: str) -> None:
-        self._onboard.send(self._onboard.dialect.message("STATUSTEXT", severity=6, text=text))
+    def _state(self) -> tuple[int, int]:
+        """MISSION_CURRENT's state and mode. PX4 looks only after it accepted a mission whether it can be flown."""
+        if self._checked is not None:
+            return self._checked[1]
+        return self.told() if self.items[0] and self.feasible else (_NO_MISSION, _NOT_IN_MODE)
+
+    def _check(self) -> None:
+        if self._checked is not None and self._onboard.since_boot() >= self._checked[0]:
+            self._checked = None
+            if not self.feasible:
+                self._say("Mission rejected: First waypoint too far away", severity=2)
+
+    def _say(self, text: str, *, severity: int = 6) -> None:
+        self._onboard.send(self._onboard.dialect.message("STATUSTEXT", severity=severity, text=text))

@@ -1,0 +1,121 @@
+"""In which ways the two autopilots keep an item otherwise than it was sent, and it is the same item all the same.
+
+ArduPilot stores a command in a few bytes: numbers lose their fraction, some keep only their sign, what a command does
+not use is gone, and a frame is stored for commands with a place alone. PX4 keeps items without a place as they come;
+of those with one it keeps what it uses, with angles from 0 to 360 degrees.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple
+
+from petalbus.handlers.mavlink.flight.state import Autopilot
+from petalbus.handlers.mavlink.missions.items import (
+    CIRCLES,
+    FENCE_RETURN,
+    FRAME_MISSION,
+    POLYGONS,
+    RALLY_POINT,
+    MissionItem,
+)
+
+_FENCE: Final = POLYGONS | CIRCLES | {FENCE_RETURN}
+
+# A letter for each parameter: "." it is dropped; "i" its fraction is; "o" one or the other, by the type of vehicle;
+# "b" as "o", and at most 255; "s" only its sign is kept, as 1 or -1; "x" only whether it is above zero, as 1 or 0;
+# "r" a radius: above 255 m in tens; "f" it is kept; "a" it is an angle
+_FENCE_AND_RALLY: Final = "5000 ....  5001 i...  5002 i...  5003 f...  5004 f...  5100 ...."
+
+
+def _table(text: str) -> dict[int, str]:
+    words = text.split()
+    return {int(number): letters for number, letters in zip(words[::2], words[1::2], strict=True)}
+
+
+_ARDUPILOT: Final = _table(
+    """
+    16 obb.  17 ..i.  18 i.rx  19 i.sx  20 ....  21 i..s  22 i...  30 i...  31 .i.x
+    82 i...  83 ffi.  84 ....  85 o.o.  92 i...  93 iiii  94 f...
+    112 i...  113 f...  114 f...  115 ffii
+    176 i...  177 ii..  178 ifi.  179 i...  181 ii..  182 iif.  183 ii..  184 iiif
+    189 ....  191 ....  195 ....  201 i...  202 iiii  203 iiii  205 fff.  206 f...
+    207 i...  208 i...  210 i...  211 ii..  212 i...  222 ifff
+    """
+    + _FENCE_AND_RALLY
+)
+_PX4: Final = _table(
+    """
+    16 ff.a  17 ..fa  19 fxfx  21 .i.a  22 ...a  31 xf.x  84 ...a  85 ...a
+    80 ....  195 ....  201 ....  4501 ....
+    """
+    + _FENCE_AND_RALLY
+)
+_ARDUPILOT_PLACED: Final = frozenset((16, 17, 18, 19, 21, 22, 30, 31, 82, 84, 85, 92, 94, 179, 189, 191, 195, 201))
+_NOT_A_PLACE: Final = frozenset((202, 203))  # ArduPilot keeps other things in x, y and z of these
+_LARGEST_BYTE: Final = 255
+
+
+class Kept(NamedTuple):
+    """As what an item may come back, beside what it says itself."""
+
+    frames: tuple[int, ...] = ()
+    xy: tuple[int, ...] = ()
+    z: tuple[float, ...] = ()
+    params: tuple[tuple[float, ...], ...] = ((), (), (), ())
+    angle: bool = False
+    """``param4`` is an angle in degrees."""
+
+
+def kept(item: MissionItem, autopilot: int | None) -> Kept:
+    """How this autopilot (MAV_AUTOPILOT) may keep an item. Of others nothing is known."""
+    if autopilot == Autopilot.ARDUPILOT:
+        return _kept_by_ardupilot(item)
+    if autopilot == Autopilot.PX4:
+        return _kept_by_px4(item)
+    return Kept()
+
+
+def _kept_by_ardupilot(item: MissionItem) -> Kept:
+    letters = _ARDUPILOT.get(item.command)
+    params = _ways(item, letters) if letters else Kept().params
+    if item.command in _FENCE:
+        return Kept((0,), (), (0.0,), params)
+    if item.command == RALLY_POINT:
+        whole = () if math.isnan(item.z) else (float(math.trunc(item.z)),)
+        return Kept((3,), (), whole, params)
+    if item.command in _ARDUPILOT_PLACED:
+        return Kept((0,) if item.frame == FRAME_MISSION else (), (), (), params)
+    if letters and item.command not in _NOT_A_PLACE:
+        return Kept((0,), (0,), (0.0,), params)
+    return Kept((0,), (), (), params)
+
+
+def _kept_by_px4(item: MissionItem) -> Kept:
+    letters = _PX4.get(item.command)
+    if letters is None or item.frame == FRAME_MISSION:
+        return Kept()
+    frames = (5,) if item.command in _FENCE else ()
+    return Kept(frames, (), (), _ways(item, letters), letters[3] == "a")
+
+
+def _ways(item: MissionItem, letters: str) -> tuple[tuple[float, ...], ...]:
+    return tuple(_way(letter, value) for letter, value in zip(letters, item.params, strict=True))
+
+
+def _way(letter: str, value: float) -> tuple[float, ...]:
+    """As which numbers one may come back. Zero stands for what is dropped."""
+    if letter in "fa" or math.isnan(value):
+        return ()
+    whole = float(math.trunc(value))
+    if letter == "r":
+        tens = math.copysign(10.0 * (abs(whole) // 10), whole)
+        return (tens,) if abs(whole) > _LARGEST_BYTE else (whole,)
+    return {
+        ".": (0.0,),
+        "i": (whole,),
+        "o": (whole, 0.0),
+        "b": (min(whole, float(_LARGEST_BYTE)), 0.0),
+        "s": (-1.0 if value < 0 else 1.0,),
+        "x": (1.0 if value > 0 else 0.0,),
+    }[letter]
