@@ -121,6 +121,19 @@ class Peer(asyncio.DatagramProtocol):
         return result
 
 
+def truthful(peer: Peer, message: Any) -> None:
+    """Accept every command, and tell a moment later whether it is armed now."""
+
+    def beat() -> None:
+        if peer.transport is not None and not peer.transport.is_closing():
+            peer.heartbeat(armed=message.param1 == 1.0)
+
+    if message.get_type() in ("COMMAND_LONG", "COMMAND_INT"):
+        peer.ack(message.command)
+        if message.command == ARM_DISARM:
+            asyncio.get_running_loop().call_later(0.05, beat)
+
+
 def obedient(peer: Peer, message: Any) -> None:
     """Accept every command."""
     if message.get_type() == "COMMAND_LONG":

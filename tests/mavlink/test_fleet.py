@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mavlink.peer import ARM_DISARM, LAND, TAKEOFF, Peer, obedient
+from mavlink.peer import ARM_DISARM, LAND, TAKEOFF, Peer, obedient, truthful
 from petalbus.daemon.bus.client import Bus
 from petalbus.daemon.bus.errors import ReplyError
 from petalbus.handlers.mavlink.fleet import DOUBT_S, MOST_UNITS, NoSuchVehicle, Unit, VehicleAmbiguous
@@ -37,7 +37,7 @@ async def gcs(vehicle: Rig) -> AsyncIterator[Bus]:
 async def scripted(vehicle: Rig, open_peer: Scripted) -> Scripted:
     """``peer = await scripted(7, on_message)``: a vehicle with that system id, heard."""
 
-    async def connect(system: int, on_message: Any = obedient, **heartbeat: Any) -> Peer:
+    async def connect(system: int, on_message: Any = truthful, **heartbeat: Any) -> Peer:
         peer: Peer = await open_peer(remote=vehicle.address, system=system, on_message=on_message)
         peer.heartbeat(**heartbeat)
         peer.position()
@@ -102,7 +102,7 @@ async def test_who_names_no_system_means_the_first_one(vehicle: Rig, gcs: Bus, s
     told = vehicle.handler.statistics()
     assert (told["vehicle"]["system"], [one["system"] for one in told["vehicles"]]) == (7, [7, 3])
     assert [one["primary"] for one in told["vehicles"]] == [True, False]
-    assert told["commands_sent"] == 5
+    assert told["commands_sent"] >= 6, "the stop came right after an arm: it is said until a heartbeat confirms it"
 
 
 async def test_a_system_that_is_not_heard_is_refused_by_name(vehicle: Rig, gcs: Bus, scripted: Scripted) -> None:

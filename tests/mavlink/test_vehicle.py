@@ -22,6 +22,7 @@ from mavlink.peer import (
     TAKEOFF,
     Peer,
     obedient,
+    truthful,
 )
 from petalbus.handlers.mavlink.errors import CommandOutcomeUnknown
 from petalbus.handlers.mavlink.flight.commands import Command, CommandTimes, Target
@@ -68,12 +69,12 @@ class TestProcedures:
         assert [command.command for command in peer.commands()] == [ARM_DISARM, TAKEOFF]
 
     async def test_in_the_air_the_altitude_counts_from_home(self, connected: Connect) -> None:
-        station, peer = await connected(heartbeat={"armed": True})
+        station, peer = await connected(on_message=truthful, heartbeat={"armed": True})
         peer.send(peer.mav.extended_sys_state_encode(0, 2))
         peer.position(alt=530.0, relative=30.0)
         await asyncio.sleep(0.05)
-        await steps_of(station.vehicle, Order(Verb.TAKEOFF, 40.0))
-        assert peer.commands(TAKEOFF)[0].param7 == pytest.approx(540.0)
+        await steps_of(station.vehicle, Order(Verb.GOTO, 40.0, latitude=1.0, longitude=2.0))
+        assert peer.of("COMMAND_INT")[0].z == pytest.approx(540.0)
 
     async def test_an_untold_position_is_asked_for(self, open_station: Connect, open_peer: Connect) -> None:
         def answer(peer: Peer, message: Any) -> None:
@@ -145,6 +146,8 @@ class TestOnce:
         await first
         await peer.until(lambda: len(peer.commands()) == 2)
         peer.ack(ARM_DISARM)
+        await asyncio.sleep(0.05)
+        peer.heartbeat(armed=True)
         await second
 
     async def test_different_kinds_do_not_wait_for_each_other(self, connected: Connect) -> None:

@@ -19,6 +19,7 @@ from mavlink.peer import (
     TAKEOFF,
     Peer,
     obedient,
+    truthful,
 )
 from petalbus.handlers.mavlink.errors import CommandOutcomeUnknown, NotConnected, OrderOvertaken
 from petalbus.handlers.mavlink.flight.orders import Order, Verb
@@ -84,7 +85,7 @@ class TestOvertaking:
 
     @pytest.mark.parametrize("down", [Verb.LAND, Verb.EMERGENCY_STOP, Verb.DISARM])
     async def test_takeoff_does_not_go_on_after_an_order_to_come_down(self, connected: Connect, down: Verb) -> None:
-        station, peer = await connected()
+        station, peer = await connected(on_message=truthful)
         async with aclosing(station.vehicle.run(Order(Verb.TAKEOFF, 5.0))) as steps:
             first = await anext(steps)
             assert (first.stage, first.last) == ("arm", False)

@@ -4,6 +4,9 @@ An acknowledgement carries no number, only the command's kind. So one command of
 time, the waiter stands before the command leaves, and an acknowledgement counts only from the target and for us.
 A command leaves once: when no answer comes nobody can know whether it was executed, and a second "takeoff" may do
 harm. Only what was declared idempotent is repeated, with the confirmation counter MAVLink has for that.
+
+An acknowledgement may come twice: PX4 sends it on every wire that has heard us, and what left twice is answered twice.
+For arming and disarming, where an emergency stop hangs on it, the next one's is doubtful for a while therefore.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ IN_PROGRESS: Final = 5
 ACCEPTED: Final = 0
 
 _MAX_ACKS: Final = 256
+_ARM_DISARM: Final = 400
 
 
 class Target(NamedTuple):
@@ -49,6 +53,8 @@ class CommandTimes:
     """After a doubtful acknowledgement: for a heartbeat that confirms it."""
     doubt: float = 10.0
     """After an unanswered command: how long its late acknowledgement may still turn up."""
+    again: float = 3.0
+    """After an answered arm or disarm: how long a second copy of its acknowledgement may still turn up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,10 @@ class Command:
     idempotent: bool = False
     urgent: bool = False
     """Leave at once, also when a command of this kind is under way: that one's outcome becomes unknown."""
+    patience: float | None = None
+    """Seconds to wait at most for a command of this kind that is under way, and then to do the same; None: as long as
+    that one takes.
+    """
     frame: int | None = None
     answer: float | None = None
     """Seconds to wait for the first acknowledgement; None: as long as the client's times say."""
@@ -86,9 +96,10 @@ class Ack(NamedTuple):
 class _Waiter:
     """Collects the acknowledgements of one command under way."""
 
-    def __init__(self, *, doubtful: bool, urgent: bool) -> None:
+    def __init__(self, *, doubtful: bool, repeats: bool) -> None:
         self.doubtful = doubtful
-        self.urgent = urgent
+        self.repeats = repeats
+        """An emergency stop: only another one may end it."""
         self.gone = asyncio.Event()
         self.acks: asyncio.Queue[Ack | CommandOutcomeUnknown] = asyncio.Queue(_MAX_ACKS)
 
@@ -120,7 +131,8 @@ class CommandClient:
         self._dialect = dialect
         self._system = system
         self._component = component
-        self._waiters: dict[_Key, _Waiter] = {}
+        self._waiters: dict[_Key, list[_Waiter]] = {}
+        """Who waits for acknowledgements of that kind. Two only where something urgent leaves beside what repeats."""
         self._turns: dict[_Key, asyncio.Lock] = {}
         self._doubt: dict[_Key, float] = {}
 
@@ -131,20 +143,20 @@ class CommandClient:
         fields = self._dialect.fields(frame)
         if fields["target_system"] not in (0, self._system) or fields["target_component"] not in (0, self._component):
             return  # the answer to another ground station
-        waiter = self._waiters.get((frame.sysid, frame.compid, fields["command"]))
-        if waiter is None:
+        waiters = self._waiters.get((frame.sysid, frame.compid, fields["command"]), ())
+        if not waiters:
             self.stray_acks += 1
-            return
         progress = fields["progress"]
-        waiter.put(
-            Ack(
-                fields["command"],
-                fields["result"],
-                progress if fields["result"] == IN_PROGRESS and progress <= 100 else None,
-                fields["result_param2"],
-                waiter.doubtful,
+        for waiter in waiters:
+            waiter.put(
+                Ack(
+                    fields["command"],
+                    fields["result"],
+                    progress if fields["result"] == IN_PROGRESS and progress <= 100 else None,
+                    fields["result_param2"],
+                    waiter.doubtful,
+                )
             )
-        )
 
     def note_foreign(self, key: tuple[int, int, int]) -> None:
         """Somebody sends a command of this kind past us: ``key`` is its system, component (0: any) and MAV_CMD.
@@ -154,9 +166,15 @@ class CommandClient:
         system, component, number = key
         key = (system, component or 1, number)
         self._doubt[key] = asyncio.get_running_loop().time() + self.times.doubt
-        waiter = self._waiters.get(key)
-        if waiter is not None:
+        for waiter in self._waiters.get(key, ()):
             waiter.doubtful = True
+
+    def say(self, command: Command, target: Target) -> int:
+        """Let a command leave at once and wait for nothing; to how many peers it left. Only for what does no harm, and
+        whose acknowledgement decides nothing.
+        """
+        self.note_foreign((target.system, target.component, command.number))
+        return self._transmit(command, target, 0)
 
     async def run(
         self, command: Command, target: Target, *, check: Callable[[], None] | None = None
@@ -184,35 +202,56 @@ class CommandClient:
     @asynccontextmanager
     async def _turn(self, key: _Key, command: Command) -> AsyncIterator[_Waiter]:
         lock = self._turns.setdefault(key, asyncio.Lock())
-        if not command.urgent:
-            await self._ordinary_turn(key, lock)
-        now = asyncio.get_running_loop().time()
-        overtaken = self._waiters.get(key)  # only what is urgent comes here while another one stands
-        doubtful = overtaken is not None or self._doubt.get(key, 0.0) > now
-        waiter = _Waiter(doubtful=doubtful, urgent=command.urgent)
-        if overtaken is not None:
-            overtaken.put(
-                CommandOutcomeUnknown(f"{self._name(command)} was overtaken by an urgent command of its kind")
-            )
-        self._waiters[key] = waiter
+        ordinary = not command.urgent and await self._ordinary_turn(key, lock, command.patience)
+        waiter = self._stand(key, command)
         try:
             yield waiter
         finally:
             waiter.gone.set()
-            if self._waiters.get(key) is waiter:
+            standing = self._waiters[key]
+            standing.remove(waiter)
+            if not standing:
                 del self._waiters[key]
-            if not command.urgent:
+            if ordinary:
                 lock.release()
 
-    async def _ordinary_turn(self, key: _Key, lock: asyncio.Lock) -> None:
-        """Wait for the others of this kind, and for an urgent one, which takes no turn: it must not be cut off."""
-        await lock.acquire()
+    def _stand(self, key: _Key, command: Command) -> _Waiter:
+        """Begin to wait for the acknowledgement. Who still stands there is overtaken: its outcome becomes unknown.
+
+        But what is repeated until it is answered, an emergency stop, goes on beside all that is not the same.
+        """
+        standing = self._waiters.setdefault(key, [])
+        doubtful = bool(standing) or self._doubt.get(key, 0.0) > asyncio.get_running_loop().time()
+        waiter = _Waiter(doubtful=doubtful, repeats=command.urgent and command.idempotent)
+        for other in standing:
+            if other.repeats and not waiter.repeats:
+                other.doubtful = True
+            else:
+                other.put(
+                    CommandOutcomeUnknown(f"{self._name(command)} was overtaken by an urgent command of its kind")
+                )
+        standing.append(waiter)
+        return waiter
+
+    async def _ordinary_turn(self, key: _Key, lock: asyncio.Lock, patience: float | None) -> bool:
+        """Wait for the others of this kind, and for an urgent one, which takes no turn: it must not be cut off.
+
+        True when the turn is ours, False when the patience is over before.
+        """
         try:
-            while (standing := self._waiters.get(key)) is not None:
-                await standing.gone.wait()
-        except BaseException:
-            lock.release()
-            raise
+            async with asyncio.timeout(patience):
+                await lock.acquire()
+                try:
+                    while standing := self._waiters.get(key):
+                        await standing[0].gone.wait()
+                except BaseException:
+                    lock.release()
+                    raise
+        except TimeoutError:
+            if any(one.repeats for one in self._waiters.get(key, ())):  # that stops more than we do: leave it alone
+                return await self._ordinary_turn(key, lock, patience)
+            return False
+        return True
 
     async def _exchange(self, command: Command, target: Target, waiter: _Waiter) -> AsyncGenerator[Ack, None]:
         loop = asyncio.get_running_loop()
@@ -247,9 +286,18 @@ class CommandClient:
                 limit = min(loop.time() + self.times.progress, began + self.times.whole)
                 if not (command.urgent and command.idempotent):
                     repeat_at = None  # but what is urgent is said again: it may be an earlier command that goes on
-            elif not item.doubtful:
-                self._doubt.pop(key, None)
+            elif not (item.doubtful or waiter.doubtful):
+                self._answered(key, sent)
+            elif command.urgent and command.idempotent:  # a heartbeat must confirm it: it is repeated until that is in
+                limit = max(limit, began + self.times.answer + self.times.confirm)
             yield item
+
+    def _answered(self, key: _Key, sent: int) -> None:
+        """A clear answer. Whether it comes once more matters for arming and disarming alone."""
+        if key[2] != _ARM_DISARM:
+            self._doubt.pop(key, None)
+        elif sent == 1:  # what left several times is answered several times: as long as if it was not answered at all
+            self._doubt[key] = asyncio.get_running_loop().time() + self.times.again
 
     def _transmit(self, command: Command, target: Target, confirmation: int) -> int:
         params = [*command.params, *([0.0] * 7)][:7]

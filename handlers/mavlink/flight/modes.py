@@ -18,7 +18,7 @@ _PX4_MODES: Final = {
     "manual": (1, 0),
     "altitude": (2, 0),
     "position": (3, 0),
-    "orbit": (3, 1),
+    "position_slow": (3, 2),
     "takeoff": (4, 2),
     "hold": (4, 3),
     "mission": (4, 4),
@@ -32,6 +32,9 @@ _PX4_MODES: Final = {
     "stabilized": (7, 0),
 }
 """PX4's main and sub mode (px4_custom_mode.h)."""
+
+_PX4_NAMES: Final = {numbers: name for name, numbers in _PX4_MODES.items()} | {(3, 1): "orbit"}
+"""Orbit is told and not taken: who asks for it gets the pilot's position mode, and is told that it was accepted."""
 
 _PX4_WORDS: Final = {
     "loiter": "hold",
@@ -52,6 +55,15 @@ _FAMILIES: Final = {
 }
 """MAV_TYPE of each of ArduPilot's programs; all others are ArduCopter's."""
 
+_VTOL: Final = range(19, 26)
+"""MAV_TYPE of planes that say that they can hover. ArduPlane's say "fixed wing" unless Q_MAV_TYPE is set."""
+
+_PLANE_HOVERING: Final = range(17, 24)
+"""ArduPlane's Q modes, in which it hovers: QSTABILIZE to QACRO."""
+
+_QLOITER: Final = 19
+_QLAND: Final = 20
+
 _ARDUPILOT_WORDS: Final = {
     "COPTER": {"hold": "brake", "mission": "auto", "return": "rtl", "position": "poshold", "altitude": "alt_hold"}
     | {"stabilized": "stabilize", "offboard": "guided"},
@@ -60,6 +72,14 @@ _ARDUPILOT_WORDS: Final = {
     "SUB": {"hold": "poshold", "mission": "auto", "offboard": "guided", "altitude": "alt_hold"},
     "TRACKER": {"hold": "stop", "mission": "auto"},
 }
+
+_DOWN_MODES: Final = frozenset(
+    (
+        *("land", "return", "rtl", "smart_rtl", "auto_rtl", "qland", "qrtl", "autoland", "precision_land"),
+        *("hold", "brake", "qloiter", "loiter_alt_qland", "surface"),
+    )
+)
+"""Modes in which a vehicle comes down or stays; its kind's own ``hold`` is one more."""
 
 
 def mode_numbers(name: str, autopilot: int, kind: int, dialect: Dialect) -> tuple[float, float]:
@@ -85,14 +105,52 @@ def mode_numbers(name: str, autopilot: int, kind: int, dialect: Dialect) -> tupl
 def mode_name(autopilot: int, kind: int, custom_mode: int, dialect: Dialect) -> str:
     """The name of the mode that a heartbeat's custom_mode says; ``mode_<number>`` for one without a name."""
     if autopilot == PX4:
-        numbers = custom_mode >> 16 & 0xFF, custom_mode >> 24 & 0xFF
-        found = next((name for name, known in _PX4_MODES.items() if known == numbers), None)
+        found = _PX4_NAMES.get((custom_mode >> 16 & 0xFF, custom_mode >> 24 & 0xFF))
     elif autopilot == ARDUPILOT:
         modes = _ardupilot_modes(dialect, _family(kind))
         found = next((name for name, number in modes.items() if number == custom_mode), None)
     else:
         found = None
     return found or f"mode_{custom_mode}"
+
+
+def custom_mode_of(autopilot: int, param2: float, param3: float) -> int | None:
+    """The custom_mode that a heartbeat will tell, from param2 and param3 of MAV_CMD_DO_SET_MODE; None for nonsense."""
+    if not (0 <= param2 < 2**32 and 0 <= param3 < 2**32):  # NaN is nowhere
+        return None
+    return (int(param2) & 0xFF) << 16 | (int(param3) & 0xFF) << 24 if autopilot == PX4 else int(param2)
+
+
+def is_down_mode(autopilot: int, kind: int, custom_mode: int, dialect: Dialect) -> bool:
+    """Whether in this mode (a heartbeat's custom_mode) the vehicle comes down or stays."""
+    name = mode_name(autopilot, kind, custom_mode, dialect)
+    hold = _ARDUPILOT_WORDS[_family(kind)].get("hold") if autopilot == ARDUPILOT else None
+    return name in _DOWN_MODES or name == hold
+
+
+def is_plane(autopilot: int, kind: int) -> bool:
+    """Whether ArduPlane flies it, which knows no command to land."""
+    return autopilot == ARDUPILOT and _family(kind) == "PLANE"
+
+
+def plane_landing(kind: int, custom_mode: int) -> float | None:
+    """The mode in which an ArduPlane that hovers, or says that it can, lands where it is; None for one that cannot."""
+    return float(_QLAND) if kind in _VTOL or custom_mode in _PLANE_HOVERING else None
+
+
+def plane_hold(custom_mode: int) -> float | None:
+    """The mode in which an ArduPlane that hovers stays where it is; None: it flies, and circles (``hold``)."""
+    return float(_QLOITER) if custom_mode in _PLANE_HOVERING else None
+
+
+def takes_off(autopilot: int, kind: int) -> bool:
+    """Whether it obeys an order to take off. ArduPilot: copters, and planes that say that they can hover."""
+    return autopilot != ARDUPILOT or _family(kind) == "COPTER" or kind in _VTOL
+
+
+def repositions_at_speed(autopilot: int, kind: int) -> bool:
+    """Whether DO_REPOSITION's speed is looked at: not by ArduCopter, ArduPlane and ArduSub."""
+    return autopilot != ARDUPILOT or _family(kind) == "ROVER"
 
 
 def _family(kind: int) -> str:

@@ -31,6 +31,10 @@ class VehicleState:
     quiet: float = 0.0
     """The longest time without a heartbeat, seconds, since somebody set it to 0."""
     landed_state: int = 0
+    landed_at: float = 0.0
+    """When that was told, monotonic seconds."""
+    outside_fence_at: float = 0.0
+    """When PX4 told last that it does not go to a place because of its geofence, monotonic seconds."""
     position: Frame | None = None
     """The last GLOBAL_POSITION_INT."""
     position_at: float = 0.0

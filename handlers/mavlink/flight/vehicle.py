@@ -15,10 +15,11 @@ from typing import Any, Final
 
 from petalbus.handlers.mavlink.errors import NotConnected
 from petalbus.handlers.mavlink.flight.commands import CommandClient, CommandTimes
-from petalbus.handlers.mavlink.flight.modes import mode_name
+from petalbus.handlers.mavlink.flight.modes import custom_mode_of, is_down_mode, mode_name
 from petalbus.handlers.mavlink.flight.orders import Order
-from petalbus.handlers.mavlink.flight.procedures import Check, Cmd, Procedures, Steps
+from petalbus.handlers.mavlink.flight.procedures import Procedures
 from petalbus.handlers.mavlink.flight.state import VehicleState
+from petalbus.handlers.mavlink.flight.steps import Check, Cmd, Steps
 from petalbus.handlers.mavlink.wire.dialect import Dialect, MavMessage
 from petalbus.handlers.mavlink.wire.framing import Frame
 
@@ -38,8 +39,20 @@ _GLOBAL_POSITION_INT: Final = 33
 _COMMAND_ACK: Final = 77
 _AUTOPILOT_VERSION: Final = 148
 _EXTENDED_SYS_STATE: Final = 245
-WATCHED: Final = frozenset((_HEARTBEAT, _GLOBAL_POSITION_INT, _COMMAND_ACK, _AUTOPILOT_VERSION, _EXTENDED_SYS_STATE))
+_STATUSTEXT: Final = 253
+WATCHED: Final = frozenset(
+    (_HEARTBEAT, _GLOBAL_POSITION_INT, _COMMAND_ACK, _AUTOPILOT_VERSION, _EXTENDED_SYS_STATE, _STATUSTEXT)
+)
 """The ids of the messages that ``on_frame`` looks at."""
+
+_OUTSIDE_FENCE: Final = "Reposition is outside geofence"
+"""PX4's words, some milliseconds after it accepted to go there."""
+
+_ALWAYS_DOWN: Final = frozenset(
+    (Cmd.NAV_LOITER_UNLIM, Cmd.NAV_RETURN_TO_LAUNCH, Cmd.NAV_LAND, Cmd.NAV_VTOL_LAND, Cmd.DO_FLIGHTTERMINATION)
+)
+_DOWN_WITH_0: Final = frozenset((Cmd.COMPONENT_ARM_DISARM, Cmd.DO_PAUSE_CONTINUE))
+"""MAV_CMD numbers that are orders to come down or to stay: always, and where the first parameter is 0."""
 
 AUTOPILOT_COMPONENT: Final = 1
 NO_AUTOPILOT: Final = 8
@@ -120,8 +133,13 @@ class Vehicle:
                 self.state.position_at = self._clock()
             elif frame.msgid == _AUTOPILOT_VERSION:
                 self.state.capabilities = self.dialect.fields(frame)["capabilities"]
+            elif frame.msgid == _STATUSTEXT:
+                if not str(self.dialect.fields(frame)["text"]).startswith(_OUTSIDE_FENCE):
+                    return
+                self.state.outside_fence_at = self._clock()
             else:
                 self.state.landed_state = self.dialect.fields(frame)["landed_state"]
+                self.state.landed_at = self._clock()
             self._wake()
 
     def _on_heartbeat(self, frame: Frame) -> None:
@@ -147,9 +165,24 @@ class Vehicle:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def note_foreign_command(self, number: int, first: float) -> None:
-        """Another program sends a command past us: one to come down ends what of our orders has not left yet."""
-        if number in (Cmd.NAV_LAND, Cmd.NAV_RETURN_TO_LAUNCH) or (number == Cmd.COMPONENT_ARM_DISARM and not first):
+    def note_foreign_command(self, number: int, params: Sequence[float]) -> None:
+        """Another program sends a command past us: one to come down or to stay ends what of our orders has not left
+        yet, and a motor test is ended by an emergency stop.
+        """
+        first, second, third = [*params, 0.0, 0.0, 0.0][:3]
+        if number in _ALWAYS_DOWN or (number in _DOWN_WITH_0 and not first):
+            self._procedures.note_down()
+        elif number == Cmd.DO_SET_MODE and self.state is not None:
+            custom_mode = custom_mode_of(self.state.autopilot, second, third)
+            if custom_mode is not None:
+                self.note_foreign_mode(custom_mode)
+        elif number in (Cmd.DO_MOTOR_TEST, Cmd.ACTUATOR_TEST):
+            self._procedures.note_test(number, params)
+
+    def note_foreign_mode(self, custom_mode: int) -> None:
+        """Another program changes the mode past us; ``custom_mode`` as heartbeats tell it."""
+        state = self.state
+        if state is not None and is_down_mode(state.autopilot, state.kind, custom_mode, self.dialect):
             self._procedures.note_down()
 
     async def run(self, order: Order, *, check: Check = None) -> Steps:

@@ -18,7 +18,6 @@ from petalbus.daemon.bus.errors import HandlerError
 from petalbus.handlers.mavlink.decode import CONTENT_TYPE
 from petalbus.handlers.mavlink.errors import OrderInvalid
 from petalbus.handlers.mavlink.flight.commands import Ack, Target
-from petalbus.handlers.mavlink.flight.procedures import Cmd
 from petalbus.handlers.mavlink.flight.reboot import Reboot
 from petalbus.handlers.mavlink.params.refusal import ENCODING_UNKNOWN, Refusal
 from petalbus.handlers.mavlink.params.transfer import Transfer
@@ -30,12 +29,13 @@ from petalbus.handlers.mavlink.requests.wanted import (
     RebootVehicle,
     SendCommand,
     WriteParams,
+    read_wanted,
 )
 from petalbus.handlers.mavlink.wire.framing import Frame, whole_frames
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
-    from petalbus.handlers.mavlink.fleet import Fleet
+    from petalbus.handlers.mavlink.fleet import Fleet, Unit
     from petalbus.handlers.mavlink.wire.link import Link
     from petalbus.schemas.record import Record
 
@@ -49,6 +49,7 @@ _AT_ONCE: Final = 6
 
 _REBOOTS: Final = 4
 _COMMANDS: Final = frozenset((75, 76))
+_SET_MODE: Final = 11
 _COMPLAIN_EVERY_S: Final = 10.0
 
 
@@ -66,8 +67,9 @@ class Requests(Desk):
     def register(self, bus: Bus) -> None:
         """Handle the records on ``bus``."""
         bus.on("mavlink.send", redelivery="report", concurrency=None, overtakes=self._frames_lane)(self._send)
+        command = self.answer(SendCommand, self._command, at_once=_AT_ONCE, urgent=_comes_down)
+        bus.on("mavlink.command", redelivery="report", concurrency=None, overtakes=self._command_lane)(command)
         for name, handle in (
-            ("command", self.answer(SendCommand, self._command, at_once=_AT_ONCE, urgent=_comes_down)),
             ("reboot", self.answer(RebootVehicle, self._reboot, at_once=_REBOOTS)),
             ("param.set", self.answer(WriteParams, _write, at_once=_AT_ONCE)),
         ):
@@ -106,6 +108,15 @@ class Requests(Desk):
         targets = {self._fields(frame).get("target_system") or None for frame in frames}
         return self.fleet.lane(targets.pop()) if len(targets) == 1 else False
 
+    def _command_lane(self, record: Record) -> bool | str:
+        """What comes down waits for nothing else of its sender: one that is not answered holds up the others so long
+        as its sender said.
+        """
+        try:
+            return read_wanted(SendCommand, record.data).comes_down or self.lane(record)
+        except OrderInvalid:
+            return self.lane(record)  # it is refused when its turn comes
+
     def _fields(self, frame: Frame) -> dict[str, Any]:
         definition = self._link.dialect.definition(frame.msgid)
         return {} if definition is None else definition.unpack(frame.payload, json_safe=False)
@@ -115,14 +126,24 @@ class Requests(Desk):
         system = fields.get("target_system") or None
         if frame.msgid in _COMMANDS:
             self._note_command(fields, system)
+        elif frame.msgid == _SET_MODE:
+            for unit in self._meant(system):
+                unit.vehicle.note_foreign_mode(fields["custom_mode"])
         return 1 if self._link.forward(frame, system=system) else 0
 
     def _note_command(self, fields: dict[str, Any], system: int | None) -> None:
         """A command passes by, to one vehicle or (None) to all: their orders must know of it."""
-        for unit in self.fleet.units:
-            if unit.system is not None and system in (None, unit.system):
-                unit.vehicle.note_foreign_command(fields["command"], fields["param1"])
-                unit.vehicle.client.note_foreign((unit.system, fields["target_component"], fields["command"]))
+        params = [fields.get(f"param{place}", 0.0) for place in range(1, 8)]
+        if "x" in fields:  # COMMAND_INT
+            params[4:] = fields["x"], fields["y"], fields["z"]
+        for unit in self._meant(system):
+            assert unit.system is not None
+            unit.vehicle.note_foreign_command(fields["command"], params)
+            unit.vehicle.client.note_foreign((unit.system, fields["target_component"], fields["command"]))
+
+    def _meant(self, system: int | None) -> list[Unit]:
+        """The vehicles to which a frame goes; ``system`` None: all."""
+        return [unit for unit in self.fleet.units if unit.system is not None and system in (None, unit.system)]
 
     def _complain(self, number: int) -> None:
         now = time.monotonic()
@@ -133,8 +154,9 @@ class Requests(Desk):
     async def _command(self, job: Job[SendCommand]) -> dict[str, Any]:
         wanted, vehicle = job.wanted, job.unit.vehicle
         target = Target(vehicle.heard_lately().system, wanted.component)
-        vehicle.note_foreign_command(wanted.command, (wanted.params or [0.0])[0] or 0.0)
-        async with aclosing(vehicle.client.run(wanted.order(), target)) as acks:
+        order = wanted.order()
+        vehicle.note_foreign_command(order.number, order.params)
+        async with aclosing(vehicle.client.run(order, target)) as acks:
             async for ack in acks:
                 if ack.final:
                     return self._ack(ack)
@@ -164,10 +186,7 @@ class Requests(Desk):
 
 
 def _comes_down(wanted: SendCommand) -> bool:
-    """Whether it ends the flight: then it waits for no other."""
-    if wanted.command == Cmd.COMPONENT_ARM_DISARM:
-        return not wanted.params or wanted.params[0] == 0.0
-    return wanted.command in (Cmd.NAV_LAND, Cmd.NAV_RETURN_TO_LAUNCH)
+    return wanted.comes_down
 
 
 async def _read(job: Job[ReadParams]) -> dict[str, Any]:

@@ -12,11 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from petalbus.handlers.mavlink.errors import OrderInvalid
 from petalbus.handlers.mavlink.flight.commands import Command
 from petalbus.handlers.mavlink.flight.reboot import RebootWanted
+from petalbus.handlers.mavlink.flight.steps import FORCE, Cmd
 from petalbus.handlers.mavlink.params.transfer import Item, Limits
 from petalbus.handlers.mavlink.params.values import MAX_NAME, ParamType
 
 MAX_NAMES: Final = 4096
 MAX_SECONDS: Final = 600.0
+_PATIENCE_S: Final = 1.0
 
 Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME, pattern=r"^[\x21-\x7e]+$")]
@@ -42,7 +44,23 @@ class SendCommand(Wanted):
     def order(self) -> Command:
         """As the command client takes it. It leaves once."""
         params = [float("nan") if value is None else value for value in self.params]
-        return Command(self.command, params, answer=self.timeout)
+        if self.stops:
+            return Command(self.command, params, urgent=True, answer=self.timeout)
+        return Command(self.command, params, answer=self.timeout, patience=_PATIENCE_S if self.comes_down else None)
+
+    @property
+    def comes_down(self) -> bool:
+        """Whether it ends the flight: then it waits for no other one, or (for one of its kind) a second at most."""
+        if self.command == Cmd.COMPONENT_ARM_DISARM:
+            return not self.params or self.params[0] == 0.0
+        return self.command in (Cmd.NAV_LAND, Cmd.NAV_RETURN_TO_LAUNCH, Cmd.DO_FLIGHTTERMINATION)
+
+    @property
+    def stops(self) -> bool:
+        """Whether it cuts the motors: then it leaves at once, also beside one of its kind that is under way."""
+        if self.command == Cmd.DO_FLIGHTTERMINATION:
+            return True
+        return self.command == Cmd.COMPONENT_ARM_DISARM and self.params[:2] == [0.0, FORCE]
 
 
 class RebootVehicle(Wanted):

@@ -22,6 +22,8 @@ _FULL_CELL: Final = 4.2
 _EMPTY_CELL: Final = 3.5
 _OHM: Final = 0.015
 _FAR: Final = 13.0
+_DRAG: Final = 0.8
+_PULL: Final = 0.3
 
 
 class LandedState(IntEnum):
@@ -87,6 +89,10 @@ class Airframe:
     """Seconds on the ground since armed or landed: what auto-disarm counts."""
     flew: bool = False
     """True from lift-off until the next arming."""
+    far: float = _FAR
+    """How far away a place pulls with full force, metres: that makes the speed."""
+    turning: dict[int, float] = field(default_factory=dict)
+    """The motors that a test turns, and for how many seconds yet. Arming ends it, disarming does not."""
 
     @property
     def in_air(self) -> bool:
@@ -96,12 +102,17 @@ class Airframe:
     def arm(self) -> None:
         """Let the motors turn."""
         self.armed = True
+        self.turning.clear()
         self.flew = False
         self.grounded_for = 0.0
 
     def disarm(self) -> None:
         """Stop the motors; in the air it falls."""
         self.armed = False
+
+    def limit_speed(self, speed: float | None) -> None:
+        """Fly to places at this many metres a second at most; None: as fast as it can."""
+        self.far = _FAR if speed is None else min(_FAR, speed * _DRAG / _PULL)
 
     def climb_to(self, height: float) -> None:
         """Fly to a height above the take-off place, in metres."""
@@ -115,6 +126,7 @@ class Airframe:
 
     def step(self, seconds: float) -> None:
         """Let time pass."""
+        self.turning = {motor: left - seconds for motor, left in self.turning.items() if left > seconds}
         if self.in_air:
             self._fly(seconds)
         else:
@@ -132,8 +144,9 @@ class Airframe:
         else:
             self.climb -= GRAVITY * seconds
         gust = self.rng.gauss
-        self.v_north += (-0.8 * self.v_north + _pull(self.place[0] - self.north)) * seconds + gust(0.0, 0.02)
-        self.v_east += (-0.8 * self.v_east + _pull(self.place[1] - self.east)) * seconds + gust(0.0, 0.02)
+        north, east = self._pull(self.place[0] - self.north), self._pull(self.place[1] - self.east)
+        self.v_north += (-_DRAG * self.v_north + north) * seconds + gust(0.0, 0.02)
+        self.v_east += (-_DRAG * self.v_east + east) * seconds + gust(0.0, 0.02)
         self.north += self.v_north * seconds
         self.east += self.v_east * seconds
         self.height += self.climb * seconds
@@ -163,12 +176,11 @@ class Airframe:
 
     def _amperes(self) -> float:
         if not self.armed:
-            return _IDLE_AMPERES
+            return _IDLE_AMPERES + len(self.turning)
         if not self.in_air:
             return _ARMED_AMPERES
         return max(_ARMED_AMPERES, _HOVER_AMPERES + 3.0 * self.climb)
 
-
-def _pull(distance: float) -> float:
-    """The acceleration towards a place; with the air's drag it makes 5 m/s at most."""
-    return 0.3 * max(-_FAR, min(_FAR, distance))
+    def _pull(self, distance: float) -> float:
+        """The acceleration towards a place; with the air's drag it makes 5 m/s at most."""
+        return _PULL * max(-self.far, min(self.far, distance))

@@ -81,6 +81,7 @@ class Commands:
             21: lambda _: flight.set_mode(Mode.LAND),
             22: lambda params: flight.takeoff(params[6]),
             176: self._set_mode,
+            178: self._change_speed,
             192: self._reposition,
             209: self._ardupilot_motor,
             310: self._px4_motor,
@@ -134,7 +135,18 @@ class Commands:
         height = params[6] if self._frame in _ABOVE_HOME else params[6] - autopilot.altitude
         north = (params[4] / 1e7 - autopilot.latitude) * METRES_PER_DEGREE
         east = (params[5] / 1e7 - autopilot.longitude) * METRES_PER_DEGREE
-        return self._flight.go_to(north, east * math.cos(math.radians(autopilot.latitude)), height)
+        result = self._flight.go_to(north, east * math.cos(math.radians(autopilot.latitude)), height)
+        if result is Result.ACCEPTED:  # ArduCopter does not look at the speed, PX4 does
+            speed = params[0] if autopilot.name == "px4" and params[0] > 0.0 else None
+            self._flight.airframe.limit_speed(speed)
+        return result
+
+    def _change_speed(self, params: Sequence[float]) -> Result:
+        """DO_CHANGE_SPEED: of the flight to the present place."""
+        if not params[1] > 0.0:
+            return Result.DENIED if self._flight.autopilot.name == "px4" else Result.FAILED
+        self._flight.airframe.limit_speed(params[1])
+        return Result.ACCEPTED
 
     def _set_current(self, params: Sequence[float]) -> Result:
         """DO_SET_MISSION_CURRENT: PX4 denies what is not in the list, for ArduPilot it failed."""
@@ -149,19 +161,19 @@ class Commands:
         return Result.UNSUPPORTED if self._missions is None else start(self._flight, self._missions)
 
     def _ardupilot_motor(self, params: Sequence[float]) -> Result:
-        return self._motor("ardupilot", params[0], params[2] / 100.0)
+        return self._motor("ardupilot", params[0], params[2] / 100.0, params[3])
 
     def _px4_motor(self, params: Sequence[float]) -> Result:
         number = params[4] - _PX4_FUNCTIONS if params[4] > _PX4_FUNCTIONS else params[4]
-        return self._motor("px4", number, params[0])
+        return self._motor("px4", number, params[0], params[1])
 
-    def _motor(self, autopilot: str, number: float, throttle: float) -> Result:
+    def _motor(self, autopilot: str, number: float, throttle: float, seconds: float) -> Result:
         if self._flight.autopilot.name != autopilot:
             return Result.UNSUPPORTED
         right = number in _MOTORS and (math.isnan(throttle) or 0.0 <= throttle <= 1.0)
-        if not right or self._flight.airframe.armed:
+        if not right or not math.isfinite(seconds):
             return self._flight.autopilot.cannot
-        return Result.ACCEPTED
+        return self._flight.test_motor(int(number), seconds)
 
     def _obey_reboot(self, params: Sequence[float]) -> Result:
         autopilot = self._flight.autopilot

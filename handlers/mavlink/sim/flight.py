@@ -26,6 +26,8 @@ class Flight:
         self.booting = False
         """True for the first moments after a reboot."""
         self.rebooted = False
+        self.says: list[str] = []
+        """What it is about to say to all."""
 
     @property
     def custom_mode(self) -> int:
@@ -39,7 +41,12 @@ class Flight:
         if self.booting:
             return kind.boot_base_mode
         base = kind.manual_base_mode if self.mode is Mode.MANUAL else kind.base_mode
-        return base | (128 if self.airframe.armed else 0)
+        return base | (128 if self.airframe.armed or self.tests_motor else 0)
+
+    @property
+    def tests_motor(self) -> bool:
+        """True while ArduPilot tests a motor: its motors are armed then, and it says so, but it is not."""
+        return self.autopilot is not PX4 and bool(self.airframe.turning)
 
     @property
     def status(self) -> int:
@@ -74,7 +81,7 @@ class Flight:
     def takeoff(self, altitude: float) -> Result:
         """Climb. NaN is the default height of the autopilot's parameter."""
         if not self.airframe.armed:
-            return Result.TEMPORARILY_REJECTED
+            return self.autopilot.cannot
         if self.mode not in self.autopilot.takeoff_from:
             return self.autopilot.cannot
         if math.isnan(altitude):
@@ -106,12 +113,33 @@ class Flight:
     def go_to(self, north: float, east: float, height: float) -> Result:
         """Fly to a place, metres from home. It changes to the mode for that by itself."""
         frame = self.airframe
-        if not (frame.armed and frame.in_air):
+        if not (frame.armed and (frame.in_air or self.autopilot is PX4)):
             return self.autopilot.cannot
         if not 0.0 < height <= _MAX_HEIGHT or math.hypot(north, east) > _MAX_DISTANCE:
             return Result.DENIED
         self.mode = Mode.GUIDED if Mode.GUIDED in self.autopilot.mode_numbers else Mode.HOLD
-        self.fly_to(north, east, height)
+        if not self.within_fence(north, east):
+            frame.place = frame.north, frame.east
+            self.says.append("Reposition is outside geofence\t")
+        elif frame.in_air:  # on the ground PX4 accepts it, too, and stays there
+            self.fly_to(north, east, height)
+        return Result.ACCEPTED
+
+    def within_fence(self, north: float, east: float) -> bool:
+        """Whether PX4 goes to a place. ArduPilot's simulated one has no fence."""
+        farthest = self.params.number("GF_MAX_HOR_DIST", 0.0) if self.autopilot is PX4 else 0.0
+        return farthest <= 0.0 or math.hypot(north, east) <= farthest
+
+    def test_motor(self, motor: int, seconds: float) -> Result:
+        """Turn one motor: PX4 any number at once and 3 s at most, ArduPilot one; no time ends it."""
+        frame = self.airframe
+        if frame.armed:
+            return Result.DENIED if self.autopilot is PX4 else self.autopilot.cannot
+        if self.autopilot is not PX4:
+            frame.turning.clear()
+        frame.turning.pop(motor, None)
+        if seconds > 0.0:
+            frame.turning[motor] = min(seconds, 3.0) if self.autopilot is PX4 else seconds
         return Result.ACCEPTED
 
     def fly_to(self, north: float, east: float, height: float) -> None:

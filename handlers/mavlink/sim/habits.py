@@ -10,6 +10,7 @@ from petalbus.handlers.mavlink.sim.flight import Flight
 from petalbus.handlers.mavlink.sim.streams import Streams
 from petalbus.handlers.mavlink.wire.dialect import Dialect, MavMessage
 
+_CRITICAL: Final = 2
 _INFO: Final = 6
 _HOME: Final = 242
 _ORIGIN: Final = 49
@@ -36,12 +37,13 @@ class Habits:
     def spoken(self, now: float) -> list[MavMessage]:
         """What is to be sent now; called fifty times a second. ``now``: seconds since boot."""
         before, self._seen = self._seen, (self._flight.mode, self._flight.airframe.armed)
+        said = [self._dialect.message("STATUSTEXT", severity=_CRITICAL, text=text) for text in self._flight.says]
+        self._flight.says.clear()
         if before == self._seen:
-            return []
+            return said
         mode, armed = self._seen
         if self._flight.autopilot is PX4:
-            return self._stow() if mode is Mode.LAND and before[0] is not Mode.LAND else []
-        said: list[MavMessage] = []
+            return said + (self._stow() if mode is Mode.LAND and before[0] is not Mode.LAND else [])
         if mode is not before[0]:
             self._streams.request(_HEARTBEAT, now)
         if armed is not before[1]:

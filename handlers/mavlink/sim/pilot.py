@@ -99,7 +99,12 @@ class Pilot:
 
 
 def start(flight: Flight, missions: Missions) -> Result:
-    """MAV_CMD_MISSION_START."""
-    if not missions.items[0] or not flight.airframe.armed:
+    """MAV_CMD_MISSION_START: PX4 arms by itself and flies. ArduPilot takes it, and flies when it is armed."""
+    if not missions.items[0]:
+        return Result.DENIED if flight.autopilot is PX4 else flight.autopilot.cannot
+    before = flight.mode
+    result = flight.set_mode(Mode.MISSION)
+    if flight.autopilot is PX4 and flight.arm() is not Result.ACCEPTED:
+        flight.set_mode(before)
         return flight.autopilot.cannot
-    return flight.set_mode(Mode.MISSION)
+    return result
