@@ -10,6 +10,7 @@ import pytest
 
 from mavlink.independent import SIM, free_port, needs_mavproxy, start_mavproxy
 from petalbus.daemon.bus.client import Bus
+from petalbus.handlers.mavlink.flight.commands import CommandTimes
 
 from support.mavlink_rig import Rig, rig
 from support.procs import Child, Children
@@ -20,7 +21,7 @@ pytestmark = needs_mavproxy
 
 @pytest.fixture
 async def vehicle(server: RealServer, bus_name: str) -> AsyncIterator[Rig]:
-    async with rig(server, bus_name) as one:
+    async with rig(server, bus_name, times=CommandTimes()) as one:  # heartbeats come once a second, as they do
         yield one
 
 

@@ -63,11 +63,11 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(server: RealServer, bus_name: str, **settings: Any) -> AsyncIterator[Rig]:
+async def rig(server: RealServer, bus_name: str, *, times: CommandTimes = QUICK, **settings: Any) -> AsyncIterator[Rig]:
     async with AsyncExitStack() as stack:
         bus = await stack.enter_async_context(petalbus.connect(server.url, app="vehicle", bus=bus_name))
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="pb-transfers-")))
-        options = MavlinkOptions(times=QUICK, transfers=folder, **settings)
+        options = MavlinkOptions(times=times, transfers=folder, **settings)
         made = MavlinkHandler(bus, endpoint="udpin:127.0.0.1:0", options=options)
         handler = await stack.enter_async_context(made)
         yield Rig(handler, server, bus_name, await stack.enter_async_context(AsyncExitStack()))
