@@ -27,7 +27,7 @@ def asked_for(ground: Any) -> list[int]:
     send = ground.calls._send
 
     def noted(message: Any, system: int) -> int:
-        if message.get_type() == "LOG_REQUEST_DATA":
+        if message.get_type() == "LOG_REQUEST_DATA" and message.count > 1:  # one byte: PX4 closes another log
             ids.append(message.id)
         return int(send(message, system))
 

@@ -152,9 +152,31 @@ async def test_all_logs_are_deleted(vehicle: Rig, children: Children) -> None:
     assert (summary["total"], summary["deleted"], summary["failed"]) == (3, 3, 0)
     assert [one["status"] for one in summary["files"]] == ["deleted"] * 3
     assert told == [(1, 3), (2, 3), (3, 3)]
+    assert "Reboot" in summary["note"], "the logger lacks its options now"
     assert await ftp.list_ulogs() == []
     assert await ftp.list_directory() == [], "folders that are empty then go, too"
     assert await ftp.delete_all_logs() == {"total": 0, "deleted": 0, "failed": 0, "files": []}
+
+
+async def test_no_log_is_deleted_and_no_logger_stopped_while_it_is_armed(vehicle: Rig) -> None:
+    """The log of this flight would be lost; other files may go."""
+    peer = await vehicle.scripted(armed=True)
+    ftp = MavLinkFTPProxy(mavlink := await vehicle.proxy())
+    await ftp.start()
+    async with asyncio.timeout(10):
+        while not mavlink._seen.state.get("armed"):
+            await asyncio.sleep(0.02)
+    for order in (
+        ftp.delete_all_logs(),
+        ftp.delete_file(f"{LOGS}/a.ulg", stop_logger=False),
+        ftp.delete_file("/fs/microsd/a.txt"),
+        ftp.clear_error_logs("/fs/microsd"),
+        mavlink.stop_px4_logging(),
+    ):
+        with pytest.raises(RuntimeError, match="armed"):
+            await order
+    assert not peer.of("SERIAL_CONTROL")
+    assert not peer.of("FILE_TRANSFER_PROTOCOL")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,6 +7,7 @@ that are compared with the file opened anew (see ftp_proof.py), also each time t
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -36,6 +37,9 @@ ATTEMPTS: Final = 3
 
 _REST_S: Final = 0.25
 _LOST: Final = (FtpNak.INVALID_SESSION, FtpNak.FILE_NOT_FOUND)
+_PX4_LOST: Final = ((FtpNak.FAIL_ERRNO, errno.EBADF), (FtpNak.FILE_EXISTS, None))
+"""How PX4 says it, too: older ones burst from no file, and what exists is the last that the file system complained of.
+"""
 _MIXED: Final = "what came is not all of this file: something else uses the vehicle's files, or changes this one"
 
 
@@ -133,7 +137,7 @@ class Fetch:
                     delivery.pieces = Pieces(began, size, note=proof.note)
                     await self._read(session, delivery)
             except FtpRefused as refused:
-                if delivery.at == began or refused.error not in _LOST:
+                if delivery.at == began or not self._is_lost(refused):
                     raise
                 log.info("system %d lost the session of %s; opening it again", self._talk.peer.system, self._path)
             else:
@@ -146,6 +150,12 @@ class Fetch:
             await Reader(self._talk, session, delivery.pieces, what=what, settle=delivery.settle).run()
         finally:
             await settled(delivery.pass_on())
+
+    def _is_lost(self, refused: FtpRefused) -> bool:
+        """Whether it means that the session is gone."""
+        if refused.error in _LOST:
+            return True
+        return self._talk.peer.is_px4 and (refused.error, refused.errno) in _PX4_LOST
 
     async def _keep(self, data: bytes, _size: int) -> None:
         await self._sink.write(data)
@@ -181,7 +191,7 @@ class Fetch:
                     return wrong
                 return await self._differs(session, now, end, proof)
         except FtpRefused as refused:
-            if refused.error not in _LOST:
+            if not self._is_lost(refused):
                 raise
             return "its session was lost while it was checked"
 

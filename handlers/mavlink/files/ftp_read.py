@@ -3,19 +3,27 @@
 A burst is one request and many packets, as many as the vehicle likes; only one is under way at a time. What is missing
 of it is read piece by piece, several requests in flight, before the next burst begins. So what waits for a gap to be
 filled is never more than a burst, and of that no more than four megabytes.
+
+ArduPilot reads no requests while a burst leaves, and would send it once more for each copy of its request. It is asked
+once: when it is quiet then, a single piece is asked for, and the answer tells that the burst is over, or never began.
+PX4 forgets a file ten seconds after the last request, also in the midst of a burst: there requests go along.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
+from petalbus.handlers.mavlink.files.ftp_pieces import Pieces
 from petalbus.handlers.mavlink.files.ftp_talk import FtpTimeout, Talk, settled
 from petalbus.handlers.mavlink.files.ftp_wire import MOST_DATA, FtpNak, FtpPacket, FtpRefused, Opcode
 from petalbus.handlers.mavlink.params.round_trip import RoundTrip
+
+__all__ = ["TELL_EVERY_S", "Delivery", "Keep", "Pieces", "Reader", "Tell"]
 
 TELL_EVERY_S: Final = 0.2
 _MOST_HELD: Final = 4 << 20
@@ -25,81 +33,10 @@ _QUIET: Final = 0.1, 1.0
 _STALLED_REST_S: Final = 0.05
 _SEQS: Final = 1 << 16
 _MOST_SKIPPED: Final = 4096
-
-
-class Pieces:
-    """A file from ``start`` on, as far as it is here. ``next``: all before it is here. ``end``: where it ends. Pure."""
-
-    def __init__(self, start: int, size: int, *, note: Callable[[int, bytes], None] | None = None) -> None:
-        """``note`` gets each piece that is taken."""
-        self.next = start
-        self.end = size
-        self.front = start
-        """Behind the last byte that is here."""
-        self.got = 0
-        """Bytes that came, each counted once (but where packets overlap)."""
-        self.held = 0
-        """Bytes that wait for a gap before them."""
-        self._note = note
-        self._ready = bytearray()
-        self._ahead: dict[int, bytes] = {}
-        self._order: list[int] = []
-
-    @property
-    def complete(self) -> bool:
-        """True when nothing is missing."""
-        return self.next >= self.end
-
-    def put(self, offset: int, data: bytes) -> None:
-        """A piece came. What lies behind the end, or is here already, is left out."""
-        data = data[: max(0, self.end - offset)]
-        stop = offset + len(data)
-        if not data or stop <= self.next:
-            return
-        if self._note is not None:
-            self._note(offset, data)
-        self.front = max(self.front, stop)
-        if offset > self.next:
-            known = len(self._ahead.get(offset, b""))
-            if known < len(data):
-                if not known:
-                    heapq.heappush(self._order, offset)
-                self._ahead[offset] = data
-                self.held += len(data) - known
-                self.got += len(data) - known
-            return
-        self.got += stop - self.next
-        self._append(offset, data)
-        while self._order and self._order[0] <= self.next:
-            offset = heapq.heappop(self._order)
-            data = self._ahead.pop(offset)
-            self.held -= len(data)
-            self._append(offset, data)
-
-    def _append(self, offset: int, data: bytes) -> None:
-        new = data[self.next - offset : max(0, self.end - offset)]
-        self._ready += new
-        self.next += len(new)
-
-    def finish(self, end: int) -> None:
-        """The file ends here, earlier than was thought."""
-        self.end = max(self.next, min(self.end, end))
-        self.front = min(self.front, self.end)
-
-    def holes(self) -> list[tuple[int, int]]:
-        """The gaps before ``front``."""
-        found: list[tuple[int, int]] = []
-        at = self.next
-        for offset in sorted(self._ahead):
-            if offset > at:
-                found.append((at, offset))
-            at = max(at, offset + len(self._ahead[offset]))
-        return found
-
-    def take(self) -> bytes:
-        """What is ready, in order, since it was last asked for."""
-        ready, self._ready = bytes(self._ready), bytearray()
-        return ready
+_LEAST_STRIDE: Final = 80
+_MOST_PATIENCE_S: Final = 2.0
+_BURSTS_KNOWN: Final = 4
+_RATED: Final = 8
 
 
 Keep = Callable[[bytes, int], Awaitable[None]]
@@ -146,6 +83,28 @@ class Delivery:
             await self._tell(self.pieces.next, self.pieces.end)
 
 
+@dataclass(slots=True)
+class _Flow:
+    """A burst under way. Times are monotonic seconds."""
+
+    request: FtpPacket
+    heard: float
+    """The latest packet of it; of an older one, too."""
+    grown: float
+    """The latest new byte."""
+    sent: float = float("-inf")
+    """Our latest request."""
+    sends: int = 0
+    flowing: bool = False
+    over: bool = False
+    probe: FtpPacket | None = None
+    """The single piece that ArduPilot is asked for."""
+    probes: int = 0
+    began: float = 0.0
+    """The first packet."""
+    packets: int = 0
+
+
 class Reader:
     """Reads an open session into pieces. ``settle`` is awaited between batches: it takes what is ready."""
 
@@ -168,6 +127,7 @@ class Reader:
         self._bursts = bursts
         self._stride: int | None = None
         self._gaps = RoundTrip()
+        self._earlier: deque[FtpPacket] = deque(maxlen=_BURSTS_KNOWN)
         self._ended_at: int | None = None
         self._progress = time.monotonic()
 
@@ -228,46 +188,95 @@ class Reader:
 
     async def _burst(self) -> None:
         """Ask for one burst from where we are; returns when it is over, or has gone silent."""
-        talk, pieces = self._talk, self._pieces
-        peer, times = talk.peer, talk.times
-        start = pieces.next
-        request = FtpPacket(peer.next_seq(), Opcode.BURST_READ_FILE, self._session, start, size=MOST_DATA)
-        began = heard = time.monotonic()
-        sends, flowing, over = 0, False, False
+        peer, pieces = self._talk.peer, self._pieces
+        request = FtpPacket(peer.next_seq(), Opcode.BURST_READ_FILE, self._session, pieces.next, size=MOST_DATA)
+        # the numbers of its packets stay free: the rest of it may still come when something else is asked
+        peer.next_seq(skip=min(_MOST_SKIPPED, (pieces.end - pieces.next) // (self._stride or _LEAST_STRIDE) + 2))
+        now = time.monotonic()
+        flow = _Flow(request, now, now)
         try:
-            while not over:
+            while not flow.over:
+                due = self._burst_due(flow)
                 now = time.monotonic()
-                if flowing:
-                    due = heard + min(_QUIET[1], max(_QUIET[0], 2 * self._gaps.patience(_QUIET[1] / 2)))
-                    if now >= due:
+                if now >= due:
+                    if flow.flowing and not peer.is_ardupilot:
                         return
-                else:
-                    if now - began > times.silence:
-                        raise FtpTimeout(f"{self._what}: the vehicle did not answer for {times.silence:g} s")
-                    patience = max(0.1, peer.trip.patience(times.resend)) * 1.5 ** min(max(0, sends - 1), 20)
-                    due = (heard if sends else now) + min(times.resend, patience)
-                    if not sends or now >= due:
-                        talk.send(request)
-                        sends += 1
-                        heard = now
-                        continue
-                packet = await talk.receive(due - now)
-                fitting = 0
-                while packet is not None and not over:
-                    fits, over = self._burst_packet(request, packet)
-                    fitting += fits
-                    packet = talk.take() if fitting < _BATCH and not over else None
-                if fitting:
-                    now = time.monotonic()
-                    if flowing:
-                        self._gaps.sample(now - heard)
-                    heard, flowing = now, True
-                    over = over or pieces.held > _MOST_HELD
-                    await self._settle()
+                    self._ask_burst(flow, now)
+                    continue
+                packet = await self._talk.receive(due - now)
+                if packet is not None:
+                    await self._take_burst(flow, packet)
+                self._keep_alive(flow)
                 await asyncio.sleep(0)
         finally:
-            # the rest of this burst may still come: its numbers stay free
-            peer.next_seq(skip=min(_MOST_SKIPPED, (pieces.end - start) // (self._stride or MOST_DATA) + 2))
+            self._earlier.append(request)
+            if flow.packets >= _RATED and flow.heard > flow.began:
+                peer.rate = (flow.packets - 1) / (flow.heard - flow.began)
+
+    def _burst_due(self, flow: _Flow) -> float:
+        """When to ask (again) if nothing comes until then, or to leave a burst that has gone silent."""
+        times, peer = self._talk.times, self._talk.peer
+        if time.monotonic() - flow.grown > times.busy:
+            raise FtpTimeout(f"{self._what}: no new byte for {times.busy:g} s")
+        if flow.flowing:
+            quiet = min(_QUIET[1], max(_QUIET[0], 2 * self._gaps.patience(_QUIET[1] / 2)))
+            if not peer.is_ardupilot:
+                return flow.heard + quiet
+        else:
+            quiet = max(0.1, peer.trip.patience(times.resend)) * 1.5 ** min(max(0, flow.sends - 1), 20)
+            quiet = min(times.resend, quiet)
+        if time.monotonic() - flow.heard > times.silence:
+            raise FtpTimeout(f"{self._what}: the vehicle did not answer for {times.silence:g} s")
+        if flow.probes:
+            quiet = min(_MOST_PATIENCE_S, quiet * 1.5**flow.probes)
+        return max(flow.heard, flow.sent) + quiet if flow.sends else flow.sent + _STALLED_REST_S
+
+    def _ask_burst(self, flow: _Flow, now: float) -> None:
+        """Ask for the burst, or ArduPilot whether it is free again."""
+        talk, peer = self._talk, self._talk.peer
+        flow.sent = now
+        if not (flow.sends and peer.is_ardupilot):
+            flow.sends += talk.send(flow.request)
+            return
+        if flow.probe is None:
+            number = peer.next_seq()
+            flow.probe = FtpPacket(number, Opcode.READ_FILE, self._session, self._pieces.next, size=MOST_DATA)
+        flow.probes += 1
+        talk.send(flow.probe)
+
+    def _keep_alive(self, flow: _Flow) -> None:
+        """PX4 closes a file that nobody has asked for anything."""
+        talk, now = self._talk, time.monotonic()
+        if talk.peer.is_px4 and flow.flowing and now - flow.sent >= talk.times.alive:
+            flow.sent = now
+            talk.send(FtpPacket(talk.peer.next_seq(), Opcode.NONE, self._session))
+
+    async def _take_burst(self, flow: _Flow, packet: FtpPacket | None) -> None:
+        """Take a packet, and those that are here with it."""
+        talk, pieces = self._talk, self._pieces
+        before, fitting = pieces.got, 0
+        while packet is not None and not flow.over:
+            probe = flow.probe
+            if probe is not None and packet.req_opcode == probe.opcode and packet.seq == (probe.seq + 1) & 0xFFFF:
+                flow.over = True
+                self._take(probe, packet, flow.probes)
+                break
+            fits, flow.over = self._burst_packet(flow.request, packet)
+            fitting += fits
+            packet = talk.take() if fitting < _BATCH and not flow.over else None
+        now = time.monotonic()
+        if pieces.got > before:
+            flow.grown = now
+        if fitting:
+            if flow.flowing:
+                self._gaps.sample(now - flow.heard)
+            else:
+                flow.began = now
+            flow.heard, flow.flowing = now, True
+            flow.packets += fitting
+            flow.probes = 0
+            flow.over = flow.over or pieces.held > _MOST_HELD
+            await self._settle()
 
     def _burst_packet(self, request: FtpPacket, packet: FtpPacket) -> tuple[bool, bool]:
         """Whether a packet belongs to the burst, and whether the burst is over."""
@@ -281,7 +290,7 @@ class Reader:
             return True, True
         distance = packet.offset - start
         if not self._fits(place, distance, last=nak is not None or not packet.data, size=len(packet.data)):
-            return False, False
+            return self._is_of_earlier(packet), pieces.complete
         if nak is not None or not packet.data:
             self._ended_at = packet.offset
             return True, True
@@ -289,6 +298,17 @@ class Reader:
             return False, False
         pieces.put(packet.offset, packet.data)
         return True, packet.burst_complete or pieces.complete or pieces.front >= pieces.end
+
+    def _is_of_earlier(self, packet: FtpPacket) -> bool:
+        """Take a packet of a burst before this one, which still goes on or was under way for long."""
+        if self._stride is None or packet.opcode != Opcode.ACK or not packet.data:
+            return False
+        for request in self._earlier:
+            place, distance = (packet.seq - request.seq - 1) % _SEQS, packet.offset - request.offset
+            if place < _MOST_SKIPPED and self._fits(place, distance, last=False, size=len(packet.data)):
+                self._pieces.put(packet.offset, packet.data)
+                return True
+        return False
 
     def _fits(self, place: int, distance: int, *, last: bool, size: int) -> bool:
         """Whether the packet's number and its offset agree: what is late from another file's burst does not.

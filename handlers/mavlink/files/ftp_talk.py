@@ -3,19 +3,22 @@
 A request is repeated with the SAME number: a server answers that again without doing it twice. PX4 compares nothing but
 the number, even across clients, so an answer to another command under our number means that our request was taken for
 a repetition and was not done: then it gets a new number.
+
+ArduPilot does one thing after the other: while a burst leaves, which may take minutes on a radio, five requests wait
+and further ones are lost. So packets of a burst are a sign of life, and nothing is repeated while they come.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from petalbus.handlers.mavlink.errors import NotConnected
+from petalbus.handlers.mavlink.files.ftp_peer import FtpPeer, FtpTimes
 from petalbus.handlers.mavlink.files.ftp_wire import (
     FTP_ID,
     FtpError,
@@ -28,21 +31,21 @@ from petalbus.handlers.mavlink.files.ftp_wire import (
     unpack_packet,
     unpack_u32,
 )
-from petalbus.handlers.mavlink.params.round_trip import RoundTrip
 from petalbus.handlers.mavlink.wire.calls import Calls, Inbox
+from petalbus.handlers.mavlink.wire.framing import Frame
 
 log = logging.getLogger(__name__)
 
-_ARDUPILOT: Final = 3
+__all__ = ["FtpPeer", "FtpTimeout", "FtpTimes", "Talk", "settled"]
+
 _REST_AFTER_FAILED_SEND_S: Final = 0.05
 _EAGER: Final = 3
 _FIRST_S: Final = 0.2
 """How long to wait for an answer while nobody knows how long one takes."""
 
 _YIELD_AFTER: Final = 64
-_NUMBERS: Final = 0xFFFF
-"""PX4 never recognizes number 65535 as repeated: it is left out."""
 _GONE: Final = (FtpNak.INVALID_SESSION, FtpNak.NO_SESSIONS_AVAILABLE)
+_STREAMING_S: Final = 0.3
 
 
 class FtpTimeout(FtpError):
@@ -59,50 +62,6 @@ class FtpTimeout(FtpError):
     def detail(self) -> dict[str, int | None]:
         """How far it came, in bytes."""
         return {"done": self.done, "total": self.total}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FtpTimes:
-    """How long to wait, in seconds."""
-
-    resend: float = 0.5
-    """Between two sendings of one request at most; less once the round trip is known."""
-    silence: float = 8.0
-    """Without an answer, or without a new byte, for so long: give up."""
-    compute: float = 60.0
-    """The same for a checksum, which the vehicle makes of the whole file before it answers."""
-    close: float = 2.0
-    """For telling the vehicle that a file is not needed any more."""
-    turn: float = 60.0
-    """For the transfers of others before ours."""
-
-
-@dataclass(slots=True)
-class FtpPeer:
-    """What is known of one vehicle's server, from one conversation to the next."""
-
-    system: int
-    autopilot: int
-    trip: RoundTrip = field(default_factory=RoundTrip)
-    seq: int = field(default_factory=lambda: random.randrange(_NUMBERS))  # noqa: S311  # only to differ from last time
-    unsure: bool = True
-    """A session of ours may be open there: of a run that crashed, or one whose end was not acknowledged."""
-    reordered: bool = False
-
-    @property
-    def session(self) -> int:
-        """The session to ask for. ArduPilot finds its answers to repetitions by it, and 0 would get a new one each."""
-        return 1 if self.autopilot == _ARDUPILOT else 0
-
-    @property
-    def window(self) -> int:
-        """Requests in flight. ArduPilot drops what its queue of five cannot take."""
-        return 4 if self.autopilot == _ARDUPILOT else 16
-
-    def next_seq(self, *, skip: int = 0) -> int:
-        """A number that was not used lately, ``skip`` numbers further."""
-        self.seq = (self.seq + 1 + skip) % _NUMBERS
-        return self.seq
 
 
 @dataclass(slots=True)
@@ -132,6 +91,8 @@ class Talk:
         self._inbox = inbox
         self._hold_until = 0.0
         self._open: int | None = None
+        self._burst_at = float("-inf")
+        self._streaming_at = float("-inf")
 
     # -- packets ------------------------------------------------------------------------------------------------------
 
@@ -147,10 +108,20 @@ class Talk:
     def take(self) -> FtpPacket | None:
         """The next answer that is here already and is meant for us."""
         while (frame := self._inbox.take()) is not None:
-            unpacked = unpack_packet(frame.payload)
-            if unpacked is not None and self._calls.is_for_us(*unpacked[1:]):
-                return unpacked[0]
+            if (packet := self._read(frame)) is not None:
+                return packet
         return None
+
+    def _read(self, frame: Frame) -> FtpPacket | None:
+        unpacked = unpack_packet(frame.payload)
+        if unpacked is None or not self._calls.is_for_us(*unpacked[1:]):
+            return None
+        packet = unpacked[0]
+        if packet.req_opcode == Opcode.BURST_READ_FILE:
+            self._burst_at = time.monotonic()
+            more = packet.opcode == Opcode.ACK and not packet.burst_complete
+            self._streaming_at = self._burst_at if more else float("-inf")
+        return packet
 
     async def receive(self, seconds: float) -> FtpPacket | None:
         """The next answer; None when none comes within ``seconds``."""
@@ -160,10 +131,8 @@ class Talk:
             if left <= 0:
                 return None
             frame = await self._inbox.get(left)
-            if frame is not None:
-                unpacked = unpack_packet(frame.payload)
-                if unpacked is not None and self._calls.is_for_us(*unpacked[1:]):
-                    return unpacked[0]
+            if frame is not None and (packet := self._read(frame)) is not None:
+                break
         return packet
 
     # -- requests -----------------------------------------------------------------------------------------------------
@@ -177,29 +146,40 @@ class Talk:
         offset: int = 0,
         data: bytes = b"",
         silence: float = 0.0,
+        busy: float | None = None,
     ) -> FtpPacket:
         """One request; its acknowledgement. ``what`` says in words what is asked for. ``session`` None: ours.
 
-        Raises FtpRefused, and FtpTimeout when nothing comes for ``silence`` seconds (0: as usual).
+        Raises FtpRefused, and FtpTimeout when nothing comes for ``silence`` seconds (0: as usual), ``busy`` seconds
+        while packets of a burst come (None: as usual).
         """
         answers: list[tuple[FtpPacket, int]] = []
         request = FtpPacket(0, opcode, self.peer.session if session is None else session, offset, data)
-        await self.ask_all([request], lambda _, answer, sends: answers.append((answer, sends)), what, silence=silence)
+        take: Take = lambda _, answer, sends: answers.append((answer, sends))  # noqa: E731  # nothing but that
+        await self.ask_all([request], take, what, silence=silence, busy=busy)
         answer, sends = answers[0]
         if answer.nak is not None:
             raise FtpRefused(what, *answer.nak, sends=sends)
         return answer
 
     async def ask_all(
-        self, requests: Iterable[FtpPacket], take: Take, what: str, *, window: int = 1, silence: float = 0.0
+        self,
+        requests: Iterable[FtpPacket],
+        take: Take,
+        what: str,
+        *,
+        window: int = 1,
+        silence: float = 0.0,
+        busy: float | None = None,
     ) -> None:
         """Ask them all, ``window`` in flight, and hand every answer to ``take``, which may raise. They get numbers.
 
-        Raises FtpTimeout when none is answered for ``silence`` seconds.
+        Raises FtpTimeout when none is answered for ``silence`` seconds, ``busy`` seconds while a burst goes on.
         """
         waiting = iter(requests)
         flying: dict[int, _Flight] = {}
         silence = silence or self.times.silence
+        busy = self.times.busy if busy is None else busy
         heard = time.monotonic()
         more = True
         while True:
@@ -213,10 +193,12 @@ class Talk:
                 self._launch(flying, _Flight(request, now, now), now)
             if not flying and not more:
                 return
-            if now - heard >= silence:
-                raise FtpTimeout(f"{what}: the vehicle did not answer for {silence:g} s")
+            lively = max(heard, min(self._burst_at, heard + busy))
+            if now - lively >= silence:
+                waited = silence if lively == heard else round(now - heard)  # it was at a burst for so long
+                raise FtpTimeout(f"{what}: the vehicle did not answer for {waited:g} s")
             due = self._send_due(flying, now)
-            packet = await self.receive(max(0.0, min(due, heard + silence) - time.monotonic()))
+            packet = await self.receive(max(0.0, min(due, lively + silence) - time.monotonic()))
             for _ in range(_YIELD_AFTER):
                 if packet is None:
                     break
@@ -235,16 +217,17 @@ class Talk:
     def _send_due(self, flying: dict[int, _Flight], now: float) -> float:
         """Repeat what is due; when the next one is."""
         soonest = float("inf")
+        held = max(self._hold_until, self._streaming_at + _STREAMING_S if self.peer.is_ardupilot else 0.0)
         for flight in list(flying.values()):
             due = self._due(flight)
-            if now >= due and now >= self._hold_until:
+            if now >= due and now >= held:
                 if flight.crossed:
                     del flying[flight.request.seq]
                     flight.request = flight.request._replace(seq=self.peer.next_seq(skip=1000))
                     flight.crossed = False
                 self._launch(flying, flight, now)
                 due = self._due(flight)
-            soonest = min(soonest, max(due, self._hold_until))
+            soonest = min(soonest, max(due, held))
         return soonest
 
     def _due(self, flight: _Flight) -> float:
@@ -293,8 +276,7 @@ class Talk:
             try:
                 answer = await self.ask(opcode, f"open {path}", data=data)
             except FtpRefused as refused:
-                stale = (*_GONE, FtpNak.FAIL) if peer.autopilot == _ARDUPILOT else _GONE
-                if refused.error not in stale or not (peer.unsure or refused.sends > 1):
+                if not self._is_stale(opcode, refused.error) or not (peer.unsure or refused.sends > 1):
                     raise
                 log.info("system %d has a stale FTP session; resetting them", peer.system)
                 await self.ask(Opcode.RESET_SESSIONS, "reset the sessions")
@@ -306,12 +288,27 @@ class Talk:
         peer.unsure = True
         return answer.session, unpack_u32(answer.data) if len(answer.data) >= 4 else 0
 
+    def _is_stale(self, opcode: Opcode, error: int) -> bool:
+        """Whether a refusal to open may mean that a session is open already.
+
+        PX4 says that the file exists, whatever it refuses, while that is the last that its file system complained of.
+        """
+        if self.peer.is_ardupilot and error == FtpNak.FAIL:
+            return True
+        return error in _GONE or (self.peer.is_px4 and error == FtpNak.FILE_EXISTS and opcode == Opcode.OPEN_FILE_RO)
+
     async def close(self) -> None:
-        """Close what may be open. Never raises for what the vehicle does: the next opening sets it right."""
+        """Close what may be open. Never raises for what the vehicle does: the next opening sets it right.
+
+        A vehicle in the midst of a burst has it in its queue, and may do it long after we have gone.
+        """
+        times = self.times
         if self._open is None:
             return
         try:
-            await self.ask(Opcode.TERMINATE_SESSION, "close", session=self._open, silence=self.times.close)
+            await self.ask(
+                Opcode.TERMINATE_SESSION, "close", session=self._open, silence=times.close, busy=times.silence
+            )
         except FtpRefused:
             pass  # it is closed already
         except FtpTimeout:

@@ -14,7 +14,9 @@ PIECE: Final = 90
 """Bytes of a log that one message carries."""
 
 _UNKNOWN_QUIET_S: Final = 0.5
-_ALL: Final = 0xFFFF
+ALL: Final = 0xFFFF
+"""The last id to ask for, to get them all."""
+
 _ENTRIES_AGAIN: Final = 20
 _MOST_QUIET_S: Final = 4.0
 _LEAST_QUIET_S: Final = 0.03
@@ -66,7 +68,7 @@ class Listing:
     def missing(self) -> tuple[int, int]:
         """The first and the last id to ask for: the first gaps, with the few between them, or everything."""
         if not self.infos or self.total is None:
-            return 0, _ALL
+            return 0, ALL
         first = min(self._first, *self.infos)
         top = max(first + self.total - 1, *self.infos)
         gaps = [number for number in range(top - self.total + 1, top + 1) if number not in self.infos]
@@ -176,6 +178,21 @@ class Pace:
     def silent(self) -> int:
         """How many requests before the latest one were not answered, one after the other."""
         return self._silent
+
+    @property
+    def come(self) -> int:
+        """Pieces that came since the latest request."""
+        return self._come
+
+    @property
+    def latest(self) -> float:
+        """When the latest piece came."""
+        return self._latest
+
+    @property
+    def asked_at(self) -> float:
+        """When the latest request left."""
+        return self._asked
 
     def asked(self, now: float) -> None:
         """A request left."""

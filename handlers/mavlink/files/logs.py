@@ -12,18 +12,28 @@ import logging
 import os
 import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from petalbus.handlers.mavlink.errors import MavlinkError, NotConnected
+from petalbus.handlers.mavlink.errors import MavlinkError, NotConnected, OrderNotPossible
+from petalbus.handlers.mavlink.files.ftp_talk import settled
+from petalbus.handlers.mavlink.files.log_listing import (
+    LISTENED,
+    Asked,
+    Lister,
+    LogTimeout,
+    LogUnknown,
+    ask_list,
+    filled,
+)
 from petalbus.handlers.mavlink.files.log_part import FileSink, MemorySink, Sink
-from petalbus.handlers.mavlink.files.log_pieces import PIECE, Entry, Listing, LogInfo, Pace, Range, Window
+from petalbus.handlers.mavlink.files.log_pieces import PIECE, Listing, LogInfo, Pace, Range, Window
+from petalbus.handlers.mavlink.flight.state import Autopilot, VehicleState
 from petalbus.handlers.mavlink.flight.vehicle import Vehicle
 from petalbus.handlers.mavlink.wire.calls import Calls, Inbox, Operation
-from petalbus.handlers.mavlink.wire.framing import Frame
 
 __all__ = ["LogBusy", "LogClient", "LogInfo", "LogTimeout", "LogTooLarge", "LogUnknown", "Tell"]
 
@@ -36,42 +46,17 @@ TELL_EVERY_S: Final = 0.2
 MOST_IN_FILE: Final = 2 << 30
 MOST_IN_MEMORY: Final = 64 << 20
 
-_ENTRY: Final = 118
 _DATA: Final = 120
-_ENTRY_LAYOUT: Final = struct.Struct("<IIHHH")
 _DATA_LAYOUT: Final = struct.Struct("<IHB90s")
-_PX4: Final = 12
 _FIRST_WINDOW: Final = 256
 _WINDOW: Final = 64, 8192
 _WINDOW_S: Final = 2.0
 _ERASED_LOOK_S: Final = 0.3
+_LEAST_LOOK_S: Final = 4.0
+_LIST_AGAIN_S: Final = 5.0
+_LET_GO_S: Final = 0.3
 _LIKE_HEAD: Final = 16 * PIECE
 _LIKE_TAIL: Final = 48 * PIECE
-
-
-class LogTimeout(MavlinkError):
-    """It went quiet. ``done`` of ``total`` came: bytes of a log or entries of the list (None: not known)."""
-
-    code = "LOG_TIMEOUT"
-
-    def __init__(self, what: str, done: int, total: int | None, timeout: float) -> None:
-        self.done = done
-        self.total = total
-        super().__init__(
-            f"{what}: {done} of {'?' if total is None else total} came, then nothing new for {timeout:g} s. Check "
-            "the link, and that the vehicle is disarmed (ArduPilot serves no logs while armed)"
-        )
-
-    @property
-    def detail(self) -> dict[str, Any]:
-        """How far it came."""
-        return {"done": self.done, "total": self.total}
-
-
-class LogUnknown(MavlinkError):
-    """The vehicle has no log with this id."""
-
-    code = "LOG_UNKNOWN"
 
 
 class LogTooLarge(MavlinkError):
@@ -100,7 +85,12 @@ class _Job:
     operation: Operation
     done: int = 0
     """Bytes in windows that are finished."""
+    whole: int = 0
+    """Bytes of PX4's file; 0: nothing is known to stay open there."""
     asked: int = 0
+    at_end: bool = False
+    """The latest request reaches to the file's end."""
+    listed_at: float = float("-inf")
     progress_at: float = 0.0
     told_at: float = float("-inf")
 
@@ -130,13 +120,13 @@ class LogClient:
     async def _listed(self, timeout: float, operation: Operation | None) -> list[LogInfo]:
         """The same; ``operation``: the one that it is a part of."""
         state = self._vehicle.heard_lately()
-        operation = operation or Operation(state.system)
+        asked = self._asked(state, operation)
         async with self._turn(timeout):
-            listing = Listing(first=0 if state.autopilot == _PX4 else 1)
+            listing = Listing(first=asked.first)
             end = time.monotonic() + timeout
-            with self._calls.listen({_ENTRY}, state.system) as inbox:
+            with self._calls.listen(LISTENED, state.system) as inbox:
                 try:
-                    await self._list(listing, inbox, operation, end)
+                    await Lister(self._calls, inbox, asked, Pace()).list_all(listing, end)
                 finally:
                     if listing.total is not None:  # who did not answer may be busy with somebody else's transfer
                         self._end(state.system)
@@ -144,18 +134,8 @@ class LogClient:
                 raise LogTimeout("the list of logs", len(listing.infos), listing.total, timeout)
         return [listing.infos[number] for number in sorted(listing.infos)]
 
-    async def _list(self, listing: Listing, inbox: Inbox, operation: Operation, end: float) -> None:
-        pace = Pace()
-        while not listing.complete() and time.monotonic() < end:
-            self._ask_list(operation, *listing.missing())
-            pace.asked(time.monotonic())
-            while (now := time.monotonic()) < min(end, pace.quiet_at()):
-                frame = await inbox.get(min(end, pace.quiet_at()) - now)
-                if frame is not None:
-                    pace.came(time.monotonic(), answers=True)
-                    listing.take(_read_entry(frame))
-                if listing.complete():
-                    return
+    def _asked(self, state: VehicleState, operation: Operation | None = None) -> Asked:
+        return Asked(operation or Operation(state.system), px4=state.autopilot == Autopilot.PX4)
 
     async def download(
         self, log_id: int, *, size: int | None = None, tell: Tell | None = None, timeout: float = 10.0
@@ -190,17 +170,26 @@ class LogClient:
         """Erase all logs; returns the ones that are still there, such as the one being written.
 
         The protocol has no answer to it: the list is looked at before and after, and the order repeated while no
-        log is gone, for ``timeout`` seconds. Raises NotConnected, LogBusy, LogTimeout.
+        log is gone, for ``timeout`` seconds. Raises NotConnected, LogBusy, LogTimeout, and OrderNotPossible while the
+        vehicle is armed: PX4 would erase the log of this flight, too.
         """
         end = time.monotonic() + timeout
-        operation = Operation(self._vehicle.heard_lately().system)
+        operation = Operation(self._disarmed().system)
         before = left = await self._listed(timeout, operation)
         while before and len(left) >= len(before) and time.monotonic() < end:
-            system = self._vehicle.heard_lately().system
+            system = self._disarmed().system
             self._calls.send("LOG_ERASE", system, part_of=operation, target_system=system, target_component=1)
             await asyncio.sleep(_ERASED_LOOK_S)
-            left = await self._listed(max(1.0, end - time.monotonic()), operation)
+            left = await self._listed(max(_LEAST_LOOK_S, end - time.monotonic()), operation)
         return left
+
+    def _disarmed(self) -> VehicleState:
+        state = self._vehicle.heard_lately()
+        if state.armed:
+            raise OrderNotPossible(
+                f"vehicle {state.system} is armed, and the log of this flight would be lost; nothing is erased now"
+            )
+        return state
 
     async def _download(
         self,
@@ -212,19 +201,25 @@ class LogClient:
         sink: Sink,
     ) -> LogInfo:
         """Fetch a log's windows in their order; returns what came."""
-        system = self._vehicle.heard_lately().system
+        state = self._vehicle.heard_lately()
+        system = state.system
         async with self._turn(timeout):
-            pace, operation = Pace(), Operation(system)
-            info = await self._entry(log_id, operation, timeout, pace)
+            pace, asked = Pace(), self._asked(state)
+            info, number = await self._entry(log_id, asked, timeout, pace)
             total = info.size if size is None else min(size, info.size)
             if total > most:
                 raise LogTooLarge(
                     f"log {log_id} has {total} bytes, {most} are allowed; give a smaller size, or raise the limit"
                 )
-            with self._calls.listen({_DATA}, system) as inbox, self._ending(system):
-                job = _Job(info._replace(size=total), system, inbox, timeout, tell, total, pace, operation)
-                await self._begin(job, sink, info.size)
-                await self._windows(job, sink)
+            with self._calls.listen({_DATA}, system) as inbox:
+                job = _Job(info._replace(size=total), system, inbox, timeout, tell, total, pace, asked.operation)
+                job.whole = info.size if asked.px4 else 0
+                async with self._ending(job):
+                    if asked.px4 and number > 1:
+                        # it may still have a file open under this id, of a download that somebody broke off
+                        self._ask(job, 1 if log_id == 0 else 0, Range(0, 1))
+                    await self._begin(job, sink, info.size)
+                    await self._windows(job, sink)
             await sink.finish(job.done)  # still in our turn: the next one may be for the same file
         if job.total < total:
             log.warning("log %d of vehicle %d ends after %d of %d bytes", log_id, system, job.done, total)
@@ -254,30 +249,20 @@ class LogClient:
         window = Window(begin, end - begin)
         while not window.complete:
             await self._range(look, window)
-        job.asked = look.asked
+        job.asked, job.at_end, job.listed_at = look.asked, look.at_end, look.listed_at
         return bytes(window.data)
 
-    async def _entry(self, log_id: int, operation: Operation, timeout: float, pace: Pace) -> LogInfo:
-        """Ask what a log is; PX4 serves none that was not asked for like this. Raises LogUnknown, LogTimeout."""
-        end = time.monotonic() + timeout
-        others, system = 0, operation.system
-        with self._calls.listen({_ENTRY}, system) as inbox:
-            while time.monotonic() < end:
-                self._ask_list(operation, log_id, log_id)
-                pace.asked(time.monotonic())
-                while (now := time.monotonic()) < min(end, pace.quiet_at()):
-                    frame = await inbox.get(min(end, pace.quiet_at()) - now)
-                    if frame is None:
-                        continue
-                    entry = _read_entry(frame)
-                    pace.came(time.monotonic(), answers=True)
-                    if entry.number and entry.info.id == log_id <= max(entry.number, entry.last):
-                        return entry.info
-                    others += 1
-                    if entry.number == 0 or entry.info.id == log_id or others > 2:
-                        self._end(system)  # ArduPilot goes on through all numbers when it has no such log
-                        raise LogUnknown(f"vehicle {system} has no log {log_id} (it has {entry.number} of them)")
-        raise LogTimeout(f"log {log_id}", 0, None, timeout)
+    async def _entry(self, log_id: int, asked: Asked, timeout: float, pace: Pace) -> tuple[LogInfo, int]:
+        """What a log is, and how many there are; PX4 serves none that was not asked for like this."""
+        system = asked.operation.system
+        with self._calls.listen(LISTENED, system) as inbox:
+            try:
+                return await Lister(self._calls, inbox, asked, pace).find(log_id, time.monotonic() + timeout)
+            except TimeoutError:
+                raise LogTimeout(f"log {log_id}", 0, None, timeout) from None
+            except LogUnknown:
+                self._end(system)  # ArduPilot goes on through all numbers when it has no such log
+                raise
 
     async def _windows(self, job: _Job, sink: Sink) -> None:
         pieces = _FIRST_WINDOW
@@ -290,6 +275,7 @@ class LogClient:
             job.done += len(window.data)
             if window.cut:
                 job.total = job.done
+                job.at_end = True
             rate = pieces / max(0.001, time.monotonic() - began)
             pieces = min(_WINDOW[1], 4 * pieces, max(_WINDOW[0], int(rate * _WINDOW_S)))
         if job.tell is not None:
@@ -308,7 +294,7 @@ class LogClient:
             frame = await job.inbox.get(min(job.pace.quiet_at(), job.progress_at + job.timeout) - now)
             if frame is None:
                 continue
-            offset, log_id, count, data = _DATA_LAYOUT.unpack(_filled(frame, _DATA_LAYOUT.size))
+            offset, log_id, count, data = _DATA_LAYOUT.unpack(filled(frame, _DATA_LAYOUT.size))
             if log_id != job.info.id or count > PIECE or offset % PIECE or offset > job.total:
                 continue
             now = time.monotonic()
@@ -323,37 +309,47 @@ class LogClient:
                 return
 
     def _ask_data(self, job: _Job, wanted: Range) -> None:
-        if job.pace.silent > 1:
-            # it may have started again, and PX4 then wants to be asked for the list first
-            self._ask_list(job.operation, job.info.id, job.info.id)
+        now = time.monotonic()
+        if job.pace.silent > 1 and now - job.listed_at > _LIST_AGAIN_S:
+            # it may have started again, and PX4 then wants to be asked for the list first, which takes it long
+            job.listed_at = now
+            ask_list(self._calls, job.operation, job.info.id, job.info.id)
         job.asked += 1
-        self._calls.send(
-            "LOG_REQUEST_DATA",
-            job.system,
-            part_of=job.operation,
-            target_system=job.system,
-            target_component=1,
-            id=job.info.id,
-            ofs=wanted.offset,
-            count=wanted.size,
-        )
+        job.at_end = wanted.offset + wanted.size >= job.whole
+        self._ask(job, job.info.id, wanted)
         job.pace.asked(time.monotonic())
 
-    def _ask_list(self, operation: Operation, first: int, last: int) -> None:
-        target = {"target_system": operation.system, "target_component": 1}
-        self._calls.send("LOG_REQUEST_LIST", operation.system, part_of=operation, **target, start=first, end=last)
+    def _ask(self, job: _Job, log_id: int, wanted: Range) -> None:
+        target = {"target_system": job.system, "target_component": 1}
+        wish = {"id": log_id, "ofs": wanted.offset, "count": wanted.size}
+        self._calls.send("LOG_REQUEST_DATA", job.system, part_of=job.operation, **target, **wish)
 
     def _end(self, system: int) -> None:
         with suppress(NotConnected):
             self._calls.send("LOG_REQUEST_END", system, target_system=system, target_component=1)
 
-    @contextmanager
-    def _ending(self, system: int) -> Iterator[None]:
+    @asynccontextmanager
+    async def _ending(self, job: _Job) -> AsyncIterator[None]:
         """At the end, however it comes, the vehicle is told that nothing more is wanted."""
         try:
             yield
         finally:
-            self._end(system)
+            await settled(self._let_go(job))
+
+    async def _let_go(self, job: _Job) -> None:
+        """PX4 closes a file only when its end was sent, and would serve an old file under the same id later."""
+        try:
+            if job.asked and not job.at_end:
+                last = Range((job.whole - 1) // PIECE * PIECE, PIECE)
+                self._ask(job, job.info.id, last)
+                until = time.monotonic() + _LET_GO_S
+                while (left := until - time.monotonic()) > 0:
+                    frame = await job.inbox.get(left)
+                    if frame is not None and _DATA_LAYOUT.unpack(filled(frame, _DATA_LAYOUT.size))[0] == last.offset:
+                        break
+        except NotConnected as error:
+            log.info("vehicle %d was not told that log %d is not needed: %s", job.system, job.info.id, error)
+        self._end(job.system)
 
     @asynccontextmanager
     async def _turn(self, timeout: float) -> AsyncIterator[None]:
@@ -366,13 +362,3 @@ class LogClient:
             yield
         finally:
             self._free.release()
-
-
-def _filled(frame: Frame, size: int) -> bytes:
-    """The payload with the zeros that MAVLink 2 cut off."""
-    return frame.payload[:size].ljust(size, b"\0")
-
-
-def _read_entry(frame: Frame) -> Entry:
-    at, size, number, total, last = _ENTRY_LAYOUT.unpack(_filled(frame, _ENTRY_LAYOUT.size))
-    return Entry(LogInfo(number, size, at), total, last)

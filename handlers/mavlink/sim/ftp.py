@@ -1,8 +1,13 @@
-"""The simulated vehicle's file server (MAVLink FTP): PX4's ways, with one session, or ArduPilot's, with several."""
+"""The simulated vehicle's file server (MAVLink FTP): PX4's ways, with one session, or ArduPilot's, with several.
+
+ArduPilot has one worker for all of it: while a burst leaves, five requests wait, and further ones are lost. PX4 serves
+during a burst, closes a file ten seconds after the last request, also in the midst of a burst, and tells nobody.
+"""
 
 from __future__ import annotations
 
 import errno
+from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,6 +33,8 @@ _ARDUPILOT_BURST: Final = 2000 * MOST_DATA
 _ARDUPILOT_SESSIONS: Final = 5
 _IDLE_S: Final = 10.0
 _MOST_CLIENTS: Final = 16
+_QUEUE: Final = 5
+_KEEPS_ERRNO: Final = (FtpNak.INVALID_SESSION, FtpNak.NO_SESSIONS_AVAILABLE, FtpNak.END_OF_FILE)
 Client = tuple[int, int]
 """System and component."""
 
@@ -54,6 +61,7 @@ class _Burst:
     offset: int
     size: int
     left: int
+    due: float
 
 
 class FtpServer:
@@ -77,14 +85,23 @@ class FtpServer:
         """The size that is told of generated files; None: the true one."""
         self.without: frozenset[Opcode] = frozenset()
         """Commands that this vehicle does not know."""
+        self.burst_after_s = 0.0
+        """How long it takes to begin a burst: a slow card."""
+        self.idle_s = _IDLE_S
+        """After so long without a request a file is closed."""
+        self.newer = False
+        """PX4's later way: a burst of no file is refused as a session that is not there, not by its file system."""
         self._onboard = onboard
         self._px4 = autopilot is PX4
         self._disk = disk
         self._folders = Folders(disk, px4=self._px4, extra=extra)
-        self._per_tick = max(1, packets_per_s // _TICKS_PER_S)
+        self._per_tick = packets_per_s / _TICKS_PER_S
         self._budget = self._per_tick
         self._bursts: dict[int, _Burst] = {}
         self._last: dict[Client, FtpPacket] = {}
+        self._queue: deque[tuple[FtpPacket, Client]] = deque()
+        self._known_size = 0  # PX4 still knows it when the file is closed
+        self._exists = False  # PX4's errno is the one of a folder that is there already
 
     @property
     def extra(self) -> Extra | None:
@@ -107,11 +124,25 @@ class FtpServer:
     # -- being a service ----------------------------------------------------------------------------------------------
 
     def receive(self, frame: Frame) -> None:
-        """A request: answer it, or answer it again."""
+        """A request: answer it, or answer it again; ArduPilot does that when its turn comes."""
         unpacked = unpack_packet(frame.payload)
         if unpacked is None or not self._onboard.is_for_us(*unpacked[1:]):
             return
-        request, client = unpacked[0], (frame.sysid, frame.compid)
+        if not self._px4:
+            if len(self._queue) < _QUEUE:
+                self._queue.append((unpacked[0], (frame.sysid, frame.compid)))
+                self._work()
+            return
+        for session in self.sessions.values():
+            session.used_at = self._onboard.since_boot()
+        self._answer(unpacked[0], (frame.sysid, frame.compid))
+
+    def _work(self) -> None:
+        """ArduPilot's worker: nothing else is done before a burst has ended."""
+        while self._queue and not self._bursts:
+            self._answer(*self._queue.popleft())
+
+    def _answer(self, request: FtpPacket, client: Client) -> None:
         last = self._last.get((0, 0) if self._px4 else client)
         same_session = self._px4 or (last is not None and last.session == request.session)
         if last is not None and request.seq + 1 == last.seq and same_session:
@@ -128,18 +159,28 @@ class FtpServer:
             session, data = made
             answer = answer._replace(session=session, data=data)
         except Nak as nak:
-            answer = answer._replace(opcode=Opcode.NAK, data=nak.data)
+            answer = answer._replace(opcode=Opcode.NAK, data=self._told(nak))
         self._keep(answer, client)
         self._send(answer, client)
 
+    def _told(self, nak: Nak) -> bytes:
+        """What PX4 tells of a refusal: that something exists, whatever it is, while that is its last errno."""
+        if not self._px4:
+            return nak.data
+        if nak.error in _KEEPS_ERRNO:
+            return bytes((FtpNak.FILE_EXISTS,)) if self._exists else nak.data
+        self._exists = nak.error == FtpNak.FILE_EXISTS
+        return nak.data
+
     def tick(self) -> None:
         """Send what a fiftieth of a second allows; close what was left open."""
-        self._budget = self._per_tick
+        self._budget = min(max(1.0, self._per_tick), self._budget + self._per_tick)
         for burst in list(self._bursts.values()):
             self._stream(burst.client)
+        self._work()
         now = self._onboard.since_boot()
         for number, session in list(self.sessions.items()):
-            if now - session.used_at > _IDLE_S:
+            if now - session.used_at > self.idle_s:
                 self._close(number)
 
     def reset(self) -> None:
@@ -147,6 +188,9 @@ class FtpServer:
         self.sessions.clear()
         self._bursts.clear()
         self._last.clear()
+        self._queue.clear()
+        self._known_size = 0
+        self._exists = False
 
     def _keep(self, answer: FtpPacket, client: Client) -> None:
         """PX4 keeps small answers only: the others are made of reads, which it does again."""
@@ -185,6 +229,8 @@ class FtpServer:
             return None
         if opcode is Opcode.WRITE_FILE:
             return request.session, self._write(self._session(request, client, writing=True), request)
+        if opcode is Opcode.LIST_DIRECTORY:
+            self._exists = False  # at its end
         return request.session, self._folders.obey(opcode, request)
 
     def _end(self, opcode: Opcode, request: FtpPacket, client: Client) -> tuple[int, bytes]:
@@ -219,6 +265,7 @@ class FtpServer:
         elif opcode is Opcode.CREATE_FILE:
             self._disk.files[path].clear()
         size = len(self._disk.files[path]) if contents is None else self.announce or len(contents)
+        self._known_size = size
         self.sessions[number] = _Session(client, path, writing, size, self._onboard.since_boot(), contents)
         return number, b"" if writing and not self._px4 else pack_u32(size)
 
@@ -254,19 +301,24 @@ class FtpServer:
     # -- bursts -------------------------------------------------------------------------------------------------------
 
     def _begin_burst(self, request: FtpPacket, client: Client) -> None:
-        if self._px4 and request.session == 0 and not self.sessions:
-            raise Nak(FtpNak.END_OF_FILE)  # it does not look whether session 0 is open: no file is an empty one
+        if self._px4 and not self.newer and request.session == 0 and not self.sessions:
+            # it does not look whether session 0 is open: what it then reads is no file
+            raise Nak(FtpNak.FAIL_ERRNO, errno.EBADF) if request.offset < self._known_size else Nak(FtpNak.END_OF_FILE)
         self._session(request, client)
         most = _PX4_BURST if self._px4 else _ARDUPILOT_BURST
         size = request.size or MOST_DATA
-        self._bursts[request.session] = _Burst(request.session, client, request.seq, request.offset, size, most)
+        due = self._onboard.since_boot() + self.burst_after_s
+        self._bursts[request.session] = _Burst(request.session, client, request.seq, request.offset, size, most, due)
 
     def _stream(self, client: Client) -> None:
         """Send packets of a client's burst while the tick allows some."""
         for burst in [burst for burst in self._bursts.values() if burst.client == client]:
             session = self.sessions[burst.session]
-            session.used_at = self._onboard.since_boot()
-            while self._budget and burst.session in self._bursts:
+            if not self._px4:
+                session.used_at = self._onboard.since_boot()
+            if self._onboard.since_boot() < burst.due:
+                continue
+            while self._budget >= 1 and burst.session in self._bursts:
                 self._budget -= 1
                 burst.seq = (burst.seq + 1) & 0xFFFF
                 packet = FtpPacket(

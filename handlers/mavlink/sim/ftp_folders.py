@@ -30,6 +30,7 @@ class Nak(Exception):
     """The answer is a refusal."""
 
     def __init__(self, error: FtpNak, number: int | None = None) -> None:
+        self.error = error
         self.data = bytes((error,)) if number is None else bytes((error, number))
         super().__init__(error)
 

@@ -110,9 +110,12 @@ class ShellServer:
             case ["on" | "off" as state]:
                 self._logging = state == "on"
                 return ""
+            case ["start" | "stop", *_]:
+                self._logging = False
+                return ""
             case ["status"]:
                 return f"INFO  [logger] {'Running in mode: all' if self._logging else 'Not logging'}\n"
-        return "Usage: logger <command>\n Commands:\n   on\n   off\n   status\n"
+        return "Usage: logger <command>\n Commands:\n   start\n   stop\n   on\n   off\n   status\n"
 
     def _ls(self, words: list[str]) -> str:
         path = _path(words[0] if words else "/")

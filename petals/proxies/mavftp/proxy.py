@@ -10,7 +10,7 @@ import shutil
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from petalbus.petals.models.mavlink import ULogInfo
 from petalbus.petals.proxies.base import BaseProxy
@@ -28,6 +28,11 @@ ProgressCB = Callable[[float], Awaitable[None]]
 _LIST_S: Final = 20.0
 _ENTRIES_S: Final = 5.0
 _DEPTH: Final = 4
+_LOG: Final = ".ulg"
+_RESTARTED: Final = (
+    "PX4's logger was stopped and started again, without the options of its startup script: it logs while armed only, "
+    "and names files by number. Reboot the autopilot to have it as before"
+)
 
 
 class MavLinkFTPProxy(BaseProxy):
@@ -61,7 +66,7 @@ class MavLinkFTPProxy(BaseProxy):
         The time is that which the vehicle tells of the log of the same size; 0 where none fits for certain.
         """
         await self._vehicle(connection_timeout)
-        found = await self._walk(base or self.mavlink_proxy.root_sd_path, ".ulg")
+        found = await self._walk(base or self.mavlink_proxy.root_sd_path, _LOG)
         times = await self._times()
         sized = [(path, size, times.get(size, 0)) for path, size in found]
         sized.sort(key=lambda one: (one[2], one[0]), reverse=True)
@@ -109,11 +114,13 @@ class MavLinkFTPProxy(BaseProxy):
         raise ValueError(f"n_attempts={n_attempts}: at least one attempt is needed")
 
     async def delete_file(self, remote_path: str, connection_timeout: float = 3.0, stop_logger: bool = True) -> None:
-        """Delete a file. Raises RuntimeError when it is still there.
+        """Delete a file. Raises RuntimeError when it is still there, and for a log while the vehicle is armed.
 
-        ``stop_logger``: PX4's logger is stopped meanwhile, so that it does not hold the file.
+        ``stop_logger``: PX4's logger is stopped meanwhile, so that it does not hold the file; not while it is armed.
         """
         await self._vehicle(connection_timeout)
+        if stop_logger or remote_path.endswith(_LOG):
+            self.mavlink_proxy.refuse_armed(f"delete {remote_path}")
         async with _LoggerStopped(self.mavlink_proxy, wanted=stop_logger):
             if not await self._delete(remote_path):
                 raise RuntimeError(f"{remote_path} could not be deleted, neither by the shell nor by MAVFTP")
@@ -126,14 +133,16 @@ class MavLinkFTPProxy(BaseProxy):
     ) -> dict[str, Any]:
         """Delete all ``.ulg`` files below ``base``, and folders that are empty then.
 
-        ``{"total", "deleted", "failed", "files": [{"path", "size_bytes", "status", "error"}]}``.
-        ``progress_callback(done, total)`` may be async.
+        ``{"total", "deleted", "failed", "files": [{"path", "size_bytes", "status", "error"}]}``, and ``"note"`` where
+        the logger runs with other options now. ``progress_callback(done, total)`` may be async. Raises RuntimeError
+        while the vehicle is armed.
         """
         await self._vehicle(connection_timeout)
+        self.mavlink_proxy.refuse_armed("delete all logs")
         root = base or self.mavlink_proxy.root_sd_path
-        found = await self._walk(root, ".ulg")
+        found = await self._walk(root, _LOG)
         files: list[dict[str, Any]] = []
-        async with _LoggerStopped(self.mavlink_proxy, wanted=bool(found)):
+        async with (stopped := _LoggerStopped(self.mavlink_proxy, wanted=bool(found))):
             for number, (path, size) in enumerate(found, 1):
                 one: dict[str, Any] = {"path": path, "size_bytes": size, "status": "deleted"}
                 if not await self._delete(path):
@@ -143,7 +152,8 @@ class MavLinkFTPProxy(BaseProxy):
             for folder in sorted({str(PurePosixPath(path).parent) for path, _ in found} - {root.rstrip("/")}):
                 await self._remove_folder(folder)
         deleted = sum(one["status"] == "deleted" for one in files)
-        return {"total": len(files), "deleted": deleted, "failed": len(files) - deleted, "files": files}
+        told = {"total": len(files), "deleted": deleted, "failed": len(files) - deleted, "files": files}
+        return told | {"note": _RESTARTED} if stopped.restarted else told
 
     async def detect_error_logs(self, remote_path: str, connection_timeout: float = 3.0) -> dict[str, Any]:
         """The files ``fail_*.log`` in a folder: ``{"total", "files": [{"path", "size_bytes"}]}``."""
@@ -152,8 +162,12 @@ class MavLinkFTPProxy(BaseProxy):
         return {"total": len(found), "files": [{"path": path, "size_bytes": size} for path, size in found]}
 
     async def clear_error_logs(self, remote_path: str, connection_timeout: float = 3.0) -> dict[str, Any]:
-        """Delete the files ``fail_*.log`` in a folder: ``{"total", "deleted", "failed"}``."""
+        """Delete the files ``fail_*.log`` in a folder: ``{"total", "deleted", "failed"}``.
+
+        Raises RuntimeError while the vehicle is armed, for the logger is stopped meanwhile.
+        """
         await self._vehicle(connection_timeout)
+        self.mavlink_proxy.refuse_armed("delete the error logs")
         found = await self._error_logs(remote_path)
         async with _LoggerStopped(self.mavlink_proxy, wanted=bool(found)):
             deleted = sum([await self._delete(path) for path, _ in found])
@@ -246,10 +260,15 @@ class _LoggerStopped:
         self._vehicle = vehicle
         self._wanted = wanted
         self._stopped = False
+        self.restarted = False
+        """Whether it was stopped, and runs again."""
 
-    async def __aenter__(self) -> None:
-        if not self._wanted:
-            return
+    async def __aenter__(self) -> Self:
+        if self._wanted:
+            await self._stop()
+        return self
+
+    async def _stop(self) -> None:
         self._stopped = True  # from here on it may be
         try:
             await self._vehicle.stop_px4_logging(settle_time=0.5)
@@ -267,6 +286,8 @@ class _LoggerStopped:
             return
         try:
             await self._vehicle.start_px4_logging(settle_time=0.5)
+            self.restarted = True
+            log.warning("%s", _RESTARTED)
         except (TimeoutError, RuntimeError) as error:
             # the flight goes on without a log: nobody must overlook that
             log.critical("PX4's logger was stopped and could not be started again: %s", error)

@@ -19,6 +19,7 @@ log = logging.getLogger("MavLinkExternalProxy")
 
 LONGEST_TRANSFER_S: Final = 3600.0
 _LOOK_S: Final = 0.05
+_ANSWER_S: Final = 0.25
 _SHELL_SILENT: Final = frozenset(("SHELL_UNAVAILABLE", "SHELL_UNCONFIRMED"))
 _SHELL_COMPLAINS: Final = ("no such", "error", "failed", "invalid", "not empty", "not found")
 
@@ -35,16 +36,18 @@ class FlightLogs(VehicleLink):
         msg_id: str = "118",  # noqa: ARG002  # existing petals name it; there is one message that it can be
         request_msg: Any = None,  # noqa: ARG002  # as above: the handler makes the request
         timeout: float = 8.0,
-        stale_timeout: float = 2.0,
+        stale_timeout: float = 2.0,  # noqa: ARG002  # the handler finds out how long silence may last
     ) -> dict[int, dict[str, int]]:
         """The logs on the vehicle: ``{id: {"size": bytes, "utc": seconds since 1970}}``; empty when there are none.
 
-        ``stale_timeout``: how long the list may be quiet, ``timeout``: how long it may take at all (s). Raises
-        TimeoutError when it did not come whole.
+        ``timeout``: how long it may take at all (s). Raises TimeoutError when it did not come whole. ``stale_timeout``
+        changes nothing: PX4 looks through its whole card before it says anything, and how long it is worth to wait for
+        what is lost is measured.
         """
         try:
             async with asyncio.timeout(timeout):
-                told = await self._ask("mavlink.log.list", {"timeout": min(stale_timeout, timeout)}, timeout=timeout)
+                wanted = {"timeout": max(0.1, timeout - _ANSWER_S)}
+                told = await self._ask("mavlink.log.list", wanted, timeout=timeout)
         except VehicleError as error:
             raise TimeoutError(str(error)) from error
         return {one["id"]: {"size": one["size"], "utc": one["time_utc"]} for one in told["logs"]}
@@ -106,12 +109,22 @@ class FlightLogs(VehicleLink):
         return str(told["output"])
 
     async def stop_px4_logging(self, settle_time: float = 2.0, timeout: float = 5.0) -> None:
-        """Stop PX4's logger, so that its files are closed. Raises TimeoutError."""
+        """Stop PX4's logger, so that its files are closed. Raises TimeoutError, and VehicleError while it is armed."""
+        self.refuse_armed("stop the logger")
         await self.send_shell_command("logger stop", settle_time=settle_time, timeout=timeout)
 
     async def start_px4_logging(self, settle_time: float = 1.0, timeout: float = 5.0) -> None:
-        """Start PX4's logger. Raises TimeoutError."""
+        """Start PX4's logger, with the options of its own that it has without any. Raises TimeoutError.
+
+        Its startup script gives it others (date names, when it logs): only a reboot brings those back.
+        """
         await self.send_shell_command("logger start", settle_time=settle_time, timeout=timeout)
+
+    def refuse_armed(self, what: str) -> None:
+        """Raise VehicleError where the vehicle is known to be armed: ``what`` would cost the log of this flight."""
+        if self._seen.state.get("armed"):
+            message = f"{what}: the vehicle is armed, and its log of this flight would be lost; nothing was sent"
+            raise VehicleError("COMMAND_NOT_POSSIBLE", {"message": message})
 
     async def delete_file_via_shell(self, remote_path: str, timeout: float = 5.0, command: str = "rm") -> bool:
         """Remove a file (``command="rmdir"``: an empty folder) with PX4's shell; False when that complains.
