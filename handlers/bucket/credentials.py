@@ -28,6 +28,9 @@ ADVISORY_SECONDS: Final = 120
 MANDATORY_SECONDS: Final = 30
 """So long before their end they are fetched anew; the library's own values would fetch short ones for every request."""
 
+REMEMBERED_SECONDS: Final = 2.0
+"""So long a failure of the service is told again without asking it: hundreds of uploads may wait for it."""
+
 _EXPIRY: Final = ("expiration", "expiresAt", "expires_at", "Expiration")
 _NO: Final = (400, 401, 403)
 
@@ -86,6 +89,7 @@ class Credentials:
         self._timeout = timeout
         self._kept = kept
         self._renewing = False
+        self._failure: tuple[float, BucketError] | None = None
         made: Any = AioDeferredRefreshableCredentials(refresh_using=self._refresh, method="petalbus-session-token")
         made._advisory_refresh_timeout = ADVISORY_SECONDS  # the library has no argument for it
         made._mandatory_refresh_timeout = MANDATORY_SECONDS  # the same
@@ -133,7 +137,7 @@ class Credentials:
         if kept is not None and _seconds_left(kept) > ADVISORY_SECONDS:
             return self._of_file(kept)
         try:
-            told = await fetch(self._url, timeout=self._timeout)
+            told = await self._fetch()
         except BucketError as error:
             refused = isinstance(error, Refusal)
             if self._kept is not None and refused:
@@ -146,6 +150,19 @@ class Credentials:
         if self._kept is not None and told.end_told:
             await self._kept.save(told.signing)
         return told.signing
+
+    async def _fetch(self) -> Fetched:
+        if self._failure is not None:
+            when, error = self._failure
+            if time.monotonic() - when < REMEMBERED_SECONDS:
+                raise type(error)(str(error))
+        try:
+            told = await fetch(self._url, timeout=self._timeout)
+        except BucketError as error:
+            self._failure = time.monotonic(), error.with_traceback(None)
+            raise
+        self._failure = None
+        return told
 
     def _of_file(self, kept: dict[str, str]) -> dict[str, str]:
         self._since = -math.inf

@@ -176,7 +176,9 @@ class Transfer:
         known = await self._progress.parts()
         try:
             there = {part.number: (part.etag, part.size) for part in await self._store.parts(self._key, upload)}
-        except (Denied, Unsupported):  # listing them is a right of its own: then our own notes must do
+        except (Denied, Unsupported) as error:  # listing them is a right of its own: then our own notes must do
+            if error.passes:
+                raise  # nobody let us ask, and nobody would take the parts
             there = {number: (etag, self._length(number, size)) for number, (etag, _) in known.items()}
         for number, (etag, length) in sorted(there.items()):
             if length != self._length(number, size):

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from petalbus.daemon.bus.errors import ReplyError
+from petalbus.handlers.bucket import credentials as credentials_module
 from petalbus.handlers.bucket import kept as kept_module
 from petalbus.handlers.bucket import upload as upload_module
-from petalbus.handlers.bucket.credentials import fetch
-from petalbus.handlers.bucket.errors import Away, NoTokens
+from petalbus.handlers.bucket.credentials import Credentials, fetch
+from petalbus.handlers.bucket.errors import Away, NoTokens, Refusal
 from petalbus.handlers.bucket.kept import KeptCredentials, delete_kept
 
 from .conftest import MACHINE, World
@@ -115,8 +116,9 @@ async def test_a_start_without_the_token_service(vault: Vault, no_mask: None, ca
     assert [one.name for one in vault.path.parent.iterdir()] == ["credentials.json"]
 
 
-async def test_short_ones_serve_only_while_the_service_is_away(vault: Vault) -> None:
+async def test_short_ones_serve_only_while_the_service_is_away(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
     """S-250: with less than two minutes left the service is asked; where it fails, they are used to their end."""
+    monkeypatch.setattr(credentials_module, "REMEMBERED_SECONDS", 0.0)
     world = vault.world
     await vault.start()
     await vault.upload()
@@ -129,6 +131,17 @@ async def test_short_ones_serve_only_while_the_service_is_away(vault: Vault) -> 
     world.tokens.status = 200
     assert (await vault.upload("c.ulg"))["success"]
     assert json.loads(vault.path.read_text())["expiry_time"] > later(minutes=30)
+
+
+async def test_a_service_that_fails_is_not_asked_by_everyone(world: World) -> None:
+    """S-249, S-271: many uploads wait for it; each is told the same, and one asks."""
+    world.tokens.status = 401
+    credentials = Credentials(world.tokens.url, timeout=5)
+    told = await asyncio.gather(*(credentials.current() for _ in range(50)), return_exceptions=True)
+    assert {(type(one), str(one)) for one in told} == {
+        (Refusal, "Authentication failed: the session token service answered 401")
+    }
+    assert world.tokens.asked == 1
 
 
 @pytest.mark.parametrize("told", [None, "some day"])

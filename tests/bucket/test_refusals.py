@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from petalbus.daemon.bus.errors import ReplyError
+from petalbus.handlers.bucket import credentials as credentials_module
 from petalbus.handlers.bucket import store as store_module
 from petalbus.handlers.bucket import upload as upload_module
 from petalbus.handlers.bucket.files import check_file
@@ -196,6 +197,7 @@ async def test_a_token_service_that_refuses_us_for_a_while(world: World, proxy: 
 async def test_a_token_service_that_refuses_us_for_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """S-271: then it is a dead letter, in the documented words; another trouble or a pause in between begins anew."""
     monkeypatch.setattr(upload_module, "REFUSED_S", 0.5)
+    monkeypatch.setattr(credentials_module, "REMEMBERED_SECONDS", 0.0)
     world.tokens.status = 401
     await world.start(first_wait=0.02)
     path = world.log()

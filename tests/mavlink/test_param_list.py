@@ -110,6 +110,17 @@ async def test_a_parameter_that_appears_behind_ardupilots_last_one_is_found(open
     assert raw(await listing) == has(sim)
 
 
+async def test_parameters_that_go_while_ardupilot_lists_them(open_ground: Callable[..., Any]) -> None:
+    """Its list goes on telling the old total, and nobody answers for the last positions: it is asked for again."""
+    ground, sim = await open_ground(ARDUPILOT, more_params=100)
+    listing = asyncio.create_task(ground.params.list_all(timeout=20.0))
+    async with asyncio.timeout(10.0):
+        while sim.params._listing < 50:  # half-way
+            await asyncio.sleep(0.001)
+    del sim.params.store.names[-5:]
+    assert raw(await listing) == has(sim)
+
+
 async def test_where_the_file_cannot_be_had_it_is_the_list(open_ground: Callable[..., Any]) -> None:
     """A damaged file, and a vehicle that has none."""
     ground, sim = await open_ground(ARDUPILOT)

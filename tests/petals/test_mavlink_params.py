@@ -82,8 +82,8 @@ async def test_one_parameter_is_read_with_all_that_is_known_of_it(simulated: Cal
         "value": 2,
         "raw": pytest.approx(2.8e-45, rel=0.1),
         "type": INT32,
-        "count": 31,
-        "index": 15,
+        "count": 32,
+        "index": 16,
     }
     speed = await proxy.get_param("MPC_XY_VEL_MAX")
     assert (speed["value"], speed["raw"], speed["type"]) == (12.0, 12.0, REAL32)
@@ -249,7 +249,7 @@ async def test_everything_is_confirmed_over_a_lossy_link(simulated: Callable[...
     """S-038, S-045: 25 % lost each way, a tenth doubled."""
     proxy = await simulated(autopilot, "--loss", "0.25", "--duplicate", "0.1", "--delay-ms", "10", "--seed", "3")
     everything = await proxy.get_all_params(timeout=20.0)
-    assert len(everything) == (31 if autopilot == "px4" else 22)
+    assert len(everything) == (32 if autopilot == "px4" else 22)
     wanted = {name: told["value"] for name, told in everything.items() if not name.startswith("CAL_")}
     confirmed = await proxy.set_params_bulk_lossy(wanted, timeout_total=20.0, max_retries=10)
     assert confirmed.refused == {}

@@ -40,6 +40,7 @@ _VERSION_AGAIN_S: Final = 0.4
 _QUIET_S: Final = 0.4
 _LIST_AGAIN_S: Final = 1.0
 _GAP_LIMITS: Final = Limits(window=10, resend=0.5, retries=20)
+_GAPS_S: Final = 4.0
 _CONFIRM_LIMITS: Final = Limits(window=1, resend=0.5, retries=4)
 _CONFIRM_S: Final = 2.5
 
@@ -123,16 +124,19 @@ class ParamClient:
         remote = await self._reach()
         end = self._clock() + timeout
         listing, operation = Gathering(), Operation(remote.system)
+        stuck = False
         with self._listening(listing):
             while self._clock() < end:
-                if listing.over or not listing.missing:
+                if stuck or listing.over or not listing.missing:
                     listing.begin()
                     payload = pack_param_list(system=remote.system, component=remote.component)
                     self._transmit(PARAM_REQUEST_LIST_ID, payload, operation)
                 await self._stream(listing, end, tell)
+                stuck = False
                 if listing.missing and not listing.over:
                     gaps = Transfer(map(Item, listing.missing), remote=remote, limits=_GAP_LIMITS)
-                    await self._run(gaps, operation, timeout=end - self._clock())
+                    await self._run(gaps, operation, timeout=min(_GAPS_S, end - self._clock()))
+                    stuck = not gaps.values  # positions that are gone, perhaps: ArduPilot tells the old total
                 if listing.whole and await self._confirmed(listing, remote, operation, end):
                     return listing.values
         raise ParamsIncomplete(len(listing.values), listing.last_total, timeout)
