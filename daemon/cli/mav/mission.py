@@ -42,10 +42,10 @@ def upload(
                 )
             say(f"{kind}: {done['items']} items are on the vehicle")
             for line in done["changed"]:
-                say(f"  changed by the vehicle: {line}")
+                say(f"  note: {line}")
             if done["feasible"] is False:
                 why = "; ".join(done["texts"]) or "it does not say why"
-                say(f"  THE VEHICLE WILL NOT FLY IT: {why}")
+                say(f"  THE VEHICLE WILL NOT FLY THE MISSION: {why}")
 
 
 @app.command("download")

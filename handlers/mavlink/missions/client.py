@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from typing import Any, Final, NamedTuple
 
 from petalbus.handlers.mavlink.errors import MavlinkError
@@ -15,9 +15,16 @@ from petalbus.handlers.mavlink.flight.state import Autopilot
 from petalbus.handlers.mavlink.flight.vehicle import Vehicle
 from petalbus.handlers.mavlink.missions.compare import compare
 from petalbus.handlers.mavlink.missions.download import MOST_AT_ONCE, Download
-from petalbus.handlers.mavlink.missions.items import MissionItem, MissionKind, check_items, with_home, without_home
+from petalbus.handlers.mavlink.missions.items import (
+    MissionItem,
+    MissionKind,
+    begun,
+    check_items,
+    with_home,
+    without_home,
+)
 from petalbus.handlers.mavlink.missions.list_ids import ListIds
-from petalbus.handlers.mavlink.missions.progress import STATUSTEXT, MissionProgress, Verdict
+from petalbus.handlers.mavlink.missions.progress import MissionProgress
 from petalbus.handlers.mavlink.missions.talk import (
     ACCEPTED,
     ACK,
@@ -35,6 +42,7 @@ from petalbus.handlers.mavlink.missions.talk import (
 )
 from petalbus.handlers.mavlink.missions.trip import SteadyTrip
 from petalbus.handlers.mavlink.missions.upload import Sent, Upload
+from petalbus.handlers.mavlink.missions.verdict import Verdict, listen
 from petalbus.handlers.mavlink.wire.calls import Calls
 
 __all__ = [
@@ -55,7 +63,6 @@ _UNSUPPORTED: Final = 3
 _SET_AGAIN_S: Final = 0.5
 _ID_BEFORE_S: Final = 3.0
 _CLEAR_AGAIN_S: Final = 1.5
-_MOST_SAID: Final = 64
 _SAME_LIST: Final = "the vehicle had this very mission: its current item stays, which may be the last one"
 
 
@@ -92,7 +99,10 @@ class Uploaded(NamedTuple):
     changed: tuple[str, ...] = ()
     """What the vehicle keeps in another way, where that was looked at."""
     feasible: bool | None = None
-    """False: PX4 took the mission and says that it will not fly it, as things are now. None: nothing was said."""
+    """False: PX4 says that it will not fly the mission that it has now, as things are. None: it did not say.
+
+    After a fence, too: that may stand in the mission's way.
+    """
     texts: tuple[str, ...] = ()
     """The warnings that came with that."""
 
@@ -127,7 +137,8 @@ class MissionClient:
         """Replace the vehicle's list by ``items``, numbered as the vehicle counts.
 
         On ArduPilot item 0 of a mission is home, whatever it says; ``add_home`` puts one in there (and only there), so
-        that all items given are flown. ``verify`` makes sure that the vehicle has it: by the list's id where it has
+        that all items given are flown. PX4 begins a mission at the item marked ``current``, the first one if none is,
+        also while it flies another one. ``verify`` makes sure that the vehicle has it: by the list's id where it has
         one, else by fetching it. Raises also MissionInvalid (nothing was sent) and MissionDiffers.
         """
         check_items(items, kind)
@@ -136,12 +147,16 @@ class MissionClient:
         if add_home and own_first and items:
             items = with_home(items)
             check_items(items, kind)
-        async with self._talk(kind, timeout) as talk, self._verdict(talk) as verdict:
+        px4_mission = kind is MissionKind.MISSION and autopilot == Autopilot.PX4
+        if px4_mission:
+            items = begun(items)
+        judged = verify and bool(items) and autopilot == Autopilot.PX4 and kind is not MissionKind.RALLY
+        async with self._talk(kind, timeout) as talk, self._verdict(talk, wanted=judged) as verdict:
             by_id = await self._look_before(talk, items, autopilot, timeout, verify=verify)
             before = self._list_before(kind)
             self._ids.changing(kind)
             ahead = autopilot in (Autopilot.ARDUPILOT, Autopilot.PX4)
-            sending = Upload(talk, items, ahead=ahead, tell=tell, timeout=timeout)
+            sending = Upload(talk, items, ahead=ahead, tell=tell, timeout=timeout, on_last=verdict.begin)
             try:
                 sent = await sending.run()
             except MissionFailed as error:
@@ -154,14 +169,10 @@ class MissionClient:
                 done = Uploaded(len(items), sent.list_id, None)
             else:
                 done = await self._verify(talk, items, sent, timeout, from_item=int(own_first), by_id=by_id)
-            if kind is not MissionKind.MISSION:
-                return done
-            if same:
-                done = done._replace(changed=(*done.changed, _SAME_LIST))
-            if verify and items and autopilot == Autopilot.PX4:
-                feasible = await verdict.feasible(done.list_id, taken_at, items=len(items))
-                done = done._replace(feasible=feasible, texts=verdict.texts if feasible is False else ())
-            return done
+            if kind is MissionKind.MISSION:
+                told = _SAME_LIST if same else _begins_at(items) if px4_mission else None
+                done = done._replace(changed=(*done.changed, told) if told else done.changed)
+            return await self._judge(done, verdict, kind, taken_at) if judged else done
 
     async def download(
         self,
@@ -280,10 +291,15 @@ class MissionClient:
         ids = self._ids_told()
         return self._ids.current(kind) if ids is None else ids[kind]
 
-    @asynccontextmanager
-    async def _verdict(self, talk: Talk) -> AsyncIterator[Verdict]:
-        with self._calls.listen({CURRENT, STATUSTEXT}, talk.system, most=_MOST_SAID) as inbox:
-            yield Verdict(self._calls, inbox, self.progress)
+    def _verdict(self, talk: Talk, *, wanted: bool) -> AbstractAsyncContextManager[Verdict]:
+        return listen(self._calls, self._vehicle, talk.system, self.progress, wanted=wanted)
+
+    async def _judge(self, done: Uploaded, verdict: Verdict, kind: MissionKind, taken_at: float) -> Uploaded:
+        """Add what PX4 says of its mission, which is this one, or the one that this fence may stand in the way of."""
+        own = done.list_id or self._ids.current(kind)
+        mission = own if kind is MissionKind.MISSION else self.progress.list_ids[MissionKind.MISSION]
+        feasible = await verdict.feasible(mission, taken_at, items=done.sent)
+        return done._replace(feasible=feasible, texts=verdict.texts if feasible is False else ())
 
     async def _verify(
         self,
@@ -307,12 +323,9 @@ class MissionClient:
         except MissionFailed as error:
             error.leaves(VehicleHas.UNKNOWN)
             raise
+        state, strictly = self._vehicle.heard_lately(), not sent.accepted
         compared = compare(
-            items,
-            kept,
-            from_item=from_item,
-            strictly=not sent.accepted,
-            autopilot=self._vehicle.heard_lately().autopilot,
+            items, kept, from_item=from_item, strictly=strictly, autopilot=state.autopilot, vehicle=state.kind
         )
         if compared.different and sent.accepted:
             raise MissionDiffers(what, compared.different)
@@ -320,7 +333,7 @@ class MissionClient:
             failed: MissionFailed = MissionTimeout(what, len(items), len(items), timeout)
             if sent.refusal is not None:
                 failed = talk.refused(what, sent.refusal, done=len(items), total=len(items))
-            _say_what_is_there(failed, None, talk.kind, self._vehicle.heard_lately().autopilot)
+            _say_what_is_there(failed, None, talk.kind, state.autopilot)
             raise failed
         if compared.changed:
             log.info("vehicle %d keeps some items otherwise: %s", talk.system, "; ".join(compared.changed))
@@ -360,6 +373,12 @@ class MissionClient:
         finally:
             self._ended_at = time.monotonic()
             self._free.release()
+
+
+def _begins_at(items: Sequence[MissionItem]) -> str | None:
+    """Where, when that is not the first item."""
+    first = max((item.seq for item in items if item.current), default=0)
+    return f"item {first} is marked current: the mission begins there, not at item 0" if first else None
 
 
 def _say_what_is_there(error: MissionFailed, sending: Upload | None, kind: MissionKind, autopilot: int) -> None:

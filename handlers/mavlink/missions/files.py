@@ -42,13 +42,24 @@ class Plan:
 
 
 def to_wpl(items: Sequence[MissionItem]) -> str:
-    """The text form. Every number comes back exactly."""
+    """The text form. Every number comes back exactly.
+
+    The first item is marked ``current``. Vehicles mark the one that they are at: the next flight shall not begin there.
+    """
     lines = [_HEAD]
     for item in items:
         scale = position_scale(item.frame)
         digits = 0 if scale == 1.0 else round(math.log10(scale))
         place = [f"{value / scale:.{digits}f}" for value in (item.x, item.y)]
-        numbers = [int(item.current), item.frame, item.command, *item.params, *place, item.z, int(item.autocontinue)]
+        numbers = [
+            int(item is items[0]),
+            item.frame,
+            item.command,
+            *item.params,
+            *place,
+            item.z,
+            int(item.autocontinue),
+        ]
         lines.append("\t".join(map(str, [item.seq, *numbers])))
     return "\n".join(lines) + "\n"
 

@@ -236,6 +236,15 @@ def without_home(items: Sequence[MissionItem]) -> list[MissionItem]:
     return [_moved(item, -1) for item in items[1:]]
 
 
+def begun(items: Sequence[MissionItem]) -> list[MissionItem]:
+    """The mission as PX4 wants it: an item is marked ``current``, the first one if none is.
+
+    With none it would begin at the number that it was at in the mission before: after a flight that is the last one.
+    """
+    marked = not items or any(item.current for item in items)
+    return list(items) if marked else [replace(items[0], current=True), *items[1:]]
+
+
 def _moved(item: MissionItem, by: int) -> MissionItem:
     jump = item.param1 + by if item.command == DO_JUMP and item.param1 + by >= 0 else item.param1
     return replace(item, seq=item.seq + by, param1=jump)

@@ -1,4 +1,4 @@
-"""Which item of its mission a vehicle flies, and whether it will fly the mission at all."""
+"""Which item of its mission a vehicle flies."""
 
 from __future__ import annotations
 
@@ -7,22 +7,16 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from petalbus.handlers.mavlink.missions.talk import CURRENT
-from petalbus.handlers.mavlink.wire.calls import Calls, Inbox
 from petalbus.handlers.mavlink.wire.dialect import Dialect
 from petalbus.handlers.mavlink.wire.framing import Frame
 
-STATUSTEXT: Final = 253
 NO_MISSION: Final = 1
+NOT_KNOWN: Final = 0xFFFF
+"""PX4's total without a mission, and its current item while that is not settled."""
 
 _ITEM_REACHED: Final = 46
-_NOT_KNOWN: Final = 0xFFFF
 _IDS_AT: Final = 6, 10, 14
 _FRESH_S: Final = 3.0
-_SETTLES_S: Final = 1.0
-_ITEM_S: Final = 0.002
-_LONGER_S: Final = 1.5
-_WARNING: Final = 4
-_MOST_TEXTS: Final = 10
 
 
 class MissionProgress:
@@ -61,7 +55,7 @@ class MissionProgress:
             return
         self.current, self.current_at = fields["seq"], time.monotonic()
         self.total = fields.get("total") or None
-        if self.total == _NOT_KNOWN:
+        if self.total == NOT_KNOWN:
             self.total = 0  # PX4 without a mission
         self.state = fields.get("mission_state", 0)
         self.list_ids = _list_ids(frame)
@@ -86,49 +80,3 @@ def _list_ids(frame: Frame) -> tuple[int, int, int]:
     """MISSION_CURRENT's ids of the three lists, which are not in pymavlink's dialects yet."""
     mission, fence, rally = (int.from_bytes(frame.payload[at : at + 4], "little") for at in _IDS_AT)
     return mission, fence, rally
-
-
-class Verdict:
-    """What PX4 says of a mission after it has accepted it: it looks only then whether the mission can be flown.
-
-    One that cannot be flown stays there, and MISSION_CURRENT tells that there is no mission.
-    """
-
-    def __init__(self, calls: Calls, inbox: Inbox, progress: MissionProgress) -> None:
-        """``inbox`` listens to CURRENT and STATUSTEXT; ``progress`` is as it was before the upload."""
-        self._calls = calls
-        self._inbox = inbox
-        self._progress = progress
-        self._before = progress.state
-        self._told_before = progress.is_fresh(time.monotonic())
-        self.texts: tuple[str, ...] = ()
-        """Warnings and errors that the vehicle told meanwhile."""
-
-    async def feasible(self, list_id: int, accepted_at: float, *, items: int) -> bool | None:
-        """Whether the mission with this id will be flown, as things are now; None when the vehicle does not say.
-
-        Waits until 2.5 s after ``accepted_at`` (monotonic seconds), longer for very many items, and not where it did
-        not tell its progress before. A state that is told within the first second may be that of the mission before,
-        but for one that shows that there is a mission now and was none.
-        """
-        settled_at = accepted_at + _SETTLES_S + items * _ITEM_S
-        progress = self._progress
-        if not list_id or not self._told_before:
-            return None
-        while True:
-            at, state = progress.current_at, progress.state
-            if at > accepted_at and progress.list_ids[0] == list_id and state:
-                appeared = self._before == NO_MISSION != state
-                if appeared or at >= settled_at:
-                    return state != NO_MISSION
-            left = settled_at + _LONGER_S - time.monotonic()
-            if left <= 0:
-                return None
-            frame = await self._inbox.get(left)
-            if frame is not None and frame.msgid == STATUSTEXT:
-                self._hear(frame)
-
-    def _hear(self, frame: Frame) -> None:
-        fields = self._calls.dialect.fields(frame)
-        if fields["severity"] <= _WARNING:
-            self.texts = (*self.texts, str(fields["text"]).strip())[-_MOST_TEXTS:]

@@ -8,7 +8,7 @@ that question may be what was lost. PX4 ignores an item that it does not wait fo
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from petalbus.handlers.mavlink.missions.items import MissionItem
@@ -47,13 +47,24 @@ class Upload:
     """One upload; ``run`` it once."""
 
     def __init__(
-        self, talk: Talk, items: Sequence[MissionItem], *, ahead: bool, tell: Tell | None, timeout: float
+        self,
+        talk: Talk,
+        items: Sequence[MissionItem],
+        *,
+        ahead: bool,
+        tell: Tell | None,
+        timeout: float,
+        on_last: Callable[[], None],
     ) -> None:
-        """``ahead``: the vehicle does not mind an item that it has not asked for; ``timeout``: seconds without news."""
+        """``ahead``: the vehicle does not mind an item that it has not asked for; ``timeout``: seconds without news.
+
+        ``on_last()`` is called when the last item leaves for the first time.
+        """
         self._talk = talk
         self._items = items
         self._ahead = ahead
         self._timeout = timeout
+        self._on_last = on_last
         self._teller = Teller(tell, len(items))
         self._what = f"upload of {len(items)} {talk.kind.name.lower()} items"
         self._asked = -1
@@ -176,6 +187,8 @@ class Upload:
             if over and self.all_sent and len(self._said_at) % 3:
                 first = last = len(self._items) - 1  # it may have all: PX4 accepts the last one once more
         for item in self._items[first : last + 1]:
+            if item.seq == len(self._items) - 1 and not self.all_sent:
+                self._on_last()
             self._sent = max(self._sent, item.seq)
             self._sent_at.setdefault(item.seq, []).append(now)
             self._talk.send("MISSION_ITEM_INT", **item.fields())

@@ -63,6 +63,8 @@ class MissionLists:
         """PX4's ids of the lists; 0 where there is none."""
         self.current = -1
         """The item to be flown; -1: from the first on."""
+        self.settled = True
+        """Whether PX4 tells which that is: not where a new mission marks none, until that was looked at."""
         self.most = PX4_MOST if autopilot is PX4 else ARDUPILOT_MOST
         self._autopilot = autopilot
 
@@ -70,6 +72,20 @@ class MissionLists:
         """Forget a list."""
         self.items[kind] = []
         self.ids[kind] = 0
+        if kind == 0 and self._autopilot is PX4:
+            self.current = 0
+
+    def begin(self, items: list[MissionItem]) -> None:
+        """A new mission begins at the item marked so. PX4 goes on, with none, at the number that it is at.
+
+        So what comes after a flight begins in its middle, or at its end.
+        """
+        marked = [item.seq for item in items if item.current]
+        self.settled = bool(marked) or not items or self._autopilot is not PX4
+        if marked:
+            self.current = marked[-1]
+        else:
+            self.current = max(0, min(self.current, len(items) - 1)) if self._autopilot is PX4 else -1
 
     def replace(self, kind: int, items: list[MissionItem]) -> bool:
         """PX4 takes a list when all of it is there, False when it has that one. The id is of the items as they came."""

@@ -28,7 +28,7 @@ _ITEM, _REQUEST, _SET_CURRENT, _REQUEST_LIST, _COUNT, _CLEAR_ALL, _ACK, _REQUEST
 _CURRENT: Final = 42
 _ALL_KINDS: Final = 255
 _NO_MISSION, _NOT_STARTED, _NOT_IN_MODE = 1, 2, 2
-_NO_TOTAL: Final = 65535
+_NOT_KNOWN: Final = 65535
 _FENCE: Final = 1
 _PLAIN_FRAMES: Final = {5: 0, 6: 3}
 _ACK_LAYOUT: Final = struct.Struct("<BBBBI")
@@ -78,7 +78,11 @@ class Missions:
         """Whether PX4's missions pass the check that comes after they were accepted."""
         self.check_s = 0.0
         """How long that check takes; until then PX4 tells of the mission before."""
-        self._checked: tuple[float, tuple[int, int]] | None = None  # from when on it has looked; state and mode before
+        self.can_check = True
+        """Whether PX4 has the home that the check needs; without it, what it found before stays."""
+        self._valid = False  # what the last check found
+        self._check_at: float | None = None
+        self._seen: tuple[list[MissionItem], list[MissionItem]] | None = None  # mission and fence that it knows of
         self._held = False  # PX4 believes that some link still receives a list
         self._upload: _Upload | None = None
         self._sending: _Sending | None = None
@@ -100,7 +104,7 @@ class Missions:
 
     @property
     def current(self) -> int:
-        """The item to be flown; -1: from the first on."""
+        """The item to be flown; -1: from the first on (ArduPilot's home is none)."""
         return self.lists.current
 
     @current.setter
@@ -143,8 +147,8 @@ class Missions:
 
     def reset(self) -> None:
         """The vehicle boots: what was under way is forgotten."""
-        self._upload = self._sending = self._last = self._checked = None
-        self._held = False
+        self._upload = self._sending = self._last = self._seen = self._check_at = self._said = None
+        self._held = self._valid = False
         self.current = -1
         self._told = 0.0
 
@@ -182,7 +186,7 @@ class Missions:
         else:
             item = self.items[kind][seq]
             if self._px4 and kind == 0:
-                item = replace(item, current=seq == self.current)
+                item = replace(item, current=self.lists.settled and seq == self.current)
             if self._px4 and not whole:
                 item = replace(item, frame=_PLAIN_FRAMES.get(item.frame, item.frame))
             name, values = ("_INT", item.fields()) if whole else ("", item.float_fields())
@@ -291,14 +295,13 @@ class Missions:
             self._acknowledge(sender, kind, result, self.lists.ids[kind] if again else 0)
 
     def _finish(self, upload: _Upload) -> None:
-        kind, new, self._held, before = upload.kind, True, False, self._state()
+        kind, new, self._held = upload.kind, True, False
         if self._px4:
             new = self.lists.replace(kind, upload.items)
         elif kind == _FENCE:
             self.lists.replace_fence(upload.items)
         if kind == 0 and new:
-            self._checked = (self._onboard.since_boot() + self.check_s, before) if self._px4 else None
-            self.current = next((item.seq for item in upload.items if item.current), -1)
+            self.lists.begin(upload.items)
         self._upload, self._last = None, upload
         self._onboard.note({"event": "mission received", "kind": kind, "count": upload.count})
         self._acknowledge(upload.partner, kind, MissionResult.ACCEPTED, self.lists.ids[kind])
@@ -328,7 +331,7 @@ class Missions:
         """Make an item the one to be flown; False when there is none, or the list is being replaced."""
         if not 0 <= seq < len(self.items[0]) or self._upload is not None:
             return False
-        self.current = seq
+        self.current, self.lists.settled = seq, True
         self._onboard.note({"event": "mission current", "seq": seq})
         if not self._px4:
             self.tell_current()
@@ -357,20 +360,37 @@ class Missions:
         """The current item, the total, the state and the mode."""
         count = len(self.items[0])
         state, mode = self._state()
-        total = (count or _NO_TOTAL) if self._px4 else max(0, count - 1)
-        return max(0, self.current), total, state, mode
+        total = (count or _NOT_KNOWN) if self._px4 else max(0, count - 1)
+        current = max(0, self.current) if self.lists.settled else _NOT_KNOWN
+        return current, total, state, mode
 
     def _state(self) -> tuple[int, int]:
-        """MISSION_CURRENT's state and mode. PX4 looks only after it accepted a mission whether it can be flown."""
-        if self._checked is not None:
-            return self._checked[1]
-        return self.told() if self.items[0] and self.feasible else (_NO_MISSION, _NOT_IN_MODE)
+        """MISSION_CURRENT's state and mode. PX4 looks only after it accepted a mission whether it can be flown.
+
+        It tells "not started" at its first item alone: at a later one it goes on to tell what it told before.
+        """
+        if not self.items[0] or (self._px4 and not self._valid):
+            return _NO_MISSION, _NOT_IN_MODE
+        state, mode = self.told()
+        if self._px4 and state == _NOT_STARTED and self.current >= 1:
+            state = self._said[2] if self._said is not None else 0
+        return state, mode
 
     def _check(self) -> None:
-        if self._checked is not None and self._onboard.since_boot() >= self._checked[0]:
-            self._checked = None
-            if not self.feasible:
-                self._say("Mission rejected: First waypoint too far away", severity=2)
+        """PX4 looks at a new mission, and once more when there is a new fence; what it found before stays till then."""
+        now = self._onboard.since_boot()
+        seen = self._seen
+        if not self._px4:
+            return
+        if seen is None or seen[0] is not self.items[0] or seen[1] is not self.items[1]:
+            self._seen = self.items[0], self.items[1]
+            self._check_at = now + self.check_s
+        if self._check_at is None or now < self._check_at or not self.can_check:
+            return
+        self._check_at, self.lists.settled = None, True
+        self._valid = bool(self.items[0]) and self.feasible
+        if self.items[0] and not self._valid:
+            self._say("Mission rejected: First waypoint too far away", severity=2)
 
     def _say(self, text: str, *, severity: int = 6) -> None:
         self._onboard.send(self._onboard.dialect.message("STATUSTEXT", severity=severity, text=text))

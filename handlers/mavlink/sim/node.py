@@ -52,6 +52,7 @@ _PARAM_REQUEST_READ: Final = 20
 _PARAM_REQUEST_LIST: Final = 21
 _REQUEST_DATA_STREAM: Final = 66
 _TIMESYNC: Final = 111
+_HOME_POSITION: Final = 242
 _HELLO_S: Final = 0.1
 _MOST_GREETED: Final = 64
 
@@ -314,7 +315,8 @@ class SimVehicle:
         self._send(self.dialect.message("MESSAGE_INTERVAL", message_id=msgid, interval_us=microseconds))
 
     def _send(self, message: MavMessage) -> None:
-        self.link.send(message)
+        if self.missions.can_check or message.get_msgId() != _HOME_POSITION:
+            self.link.send(message)
 
     def _send_payload(self, msgid: int, payload: bytes) -> None:
         self.link.send_payload(msgid, payload)
