@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -27,7 +28,7 @@ from petalbus.handlers.mavlink.options import MavlinkOptions
 from petalbus.handlers.mavlink.requests.files import FileRequests
 from petalbus.handlers.mavlink.requests.looking import Looking
 from petalbus.handlers.mavlink.requests.missions import MissionRequests
-from petalbus.handlers.mavlink.requests.replying import progress
+from petalbus.handlers.mavlink.requests.replying import Telling, given_at, progress
 from petalbus.handlers.mavlink.requests.transfers import Transfers
 from petalbus.handlers.mavlink.requests.vehicle import WORKERS, Requests
 from petalbus.handlers.mavlink.status import StatePublisher, kept_primary
@@ -190,12 +191,18 @@ class MavlinkHandler:
             raise _as_reply(error, record.data, about) from error
 
     async def _run(self, order: Order, unit: Unit, record: Record, context: Context) -> dict[str, Any]:
-        async with aclosing(unit.vehicle.run(order, check=lambda: self._may_leave(order, record))) as steps:
-            async for step in steps:
+        check = partial(self._may_leave, order, record)
+        telling = Telling(context)
+        async with AsyncExitStack() as stack:
+            stack.callback(telling.end)
+            run = unit.vehicle.run(order, check=check, given=given_at(record))
+            async for step in await stack.enter_async_context(aclosing(run)):
                 told = {**self._told(order, step), "system": unit.system}
                 if step.last:
                     return told
-                if step.ack.final:  # a stage is over, and the next one is still to leave
+                if order.urgent:  # nothing that the bus does may cut it off, or keep it from being repeated
+                    telling.tell(told)
+                elif step.ack.final:  # a stage is over, and the next one is still to leave
                     await _tell(context, told, order, record)
                 else:
                     await progress(context, told)

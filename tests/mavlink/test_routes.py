@@ -116,6 +116,23 @@ def test_a_stop_goes_wherever_the_vehicle_was_heard_lately_also_when_it_fell_sil
     assert sky.to(STOP) == [A, B], "a companion that goes on does not make the autopilot's last way forgotten"
 
 
+def test_a_stop_also_takes_the_way_that_is_known_to_lead_there(sky: Sky) -> None:
+    """S-003: the radio fades for some seconds; a mere copy of the vehicle's stream goes on, and takes nothing."""
+    sky.hear(A)
+    sky.to()
+    sky.answer()
+    for _ in range(3):
+        sky.hear(B, wait=LATELY_S + 1.0)
+        assert set(sky.to(STOP)) == {A, B}
+    assert sky.to() == [B], "an ordinary command takes one way"
+    assert set(sky.to(STOP)) == {A, B}, "it answered once"
+    sky.hear(C, wait=LATELY_S + 1.0)
+    assert set(sky.to(STOP)) == {A, B, C}, "the one that is chosen now, too"
+    sky.routes.forget(A)
+    sky.routes.forget(B)
+    assert sky.to(STOP) == [C]
+
+
 def test_a_way_on_which_no_command_is_answered_is_left(sky: Sky) -> None:
     sky.hear(A, B)
     assert sky.to() == [A]

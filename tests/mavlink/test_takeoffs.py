@@ -220,7 +220,7 @@ class TestOthers:
         station, peer = await connected(on_message=silent)
         flying = running(station.vehicle, UP)
         await peer.until(lambda: peer.commands(ARM_DISARM))
-        station.vehicle.note_foreign_command(number, params)
+        station.vehicle.foreign_command(number, params)()
         peer.ack(ARM_DISARM)
         with pytest.raises(OrderOvertaken):
             await flying
@@ -233,7 +233,7 @@ class TestOthers:
         station, peer = await connected(on_message=silent)
         flying = running(station.vehicle, UP)
         await peer.until(lambda: peer.commands(ARM_DISARM))
-        station.vehicle.note_foreign_command(number, params)
+        station.vehicle.foreign_command(number, params)()
         peer.on_message = truthful
         peer.ack(ARM_DISARM)
         assert brief(await flying)[-1] == ("takeoff", ACCEPTED, True)
@@ -263,6 +263,9 @@ async def test_frames_of_other_programs_end_a_takeoff(vehicle: Rig, message: str
     """The old message for modes, and a pause as COMMAND_INT, as ``mavlink.send`` carries them."""
     peer = await vehicle.scripted(silent)
     peer.position()
+    async with asyncio.timeout(5.0):
+        while vehicle.handler.vehicle.state.position is None:  # type: ignore[union-attr]  # it was heard
+            await asyncio.sleep(0.01)
     packer = mavlink.MAVLink(None, srcSystem=9, srcComponent=9)
     frame = {
         "SET_MODE": mavlink.MAVLink_set_mode_message(1, 1, PX4_RETURN),

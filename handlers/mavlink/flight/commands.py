@@ -6,7 +6,8 @@ A command leaves once: when no answer comes nobody can know whether it was execu
 harm. Only what was declared idempotent is repeated, with the confirmation counter MAVLink has for that.
 
 An acknowledgement may come twice: PX4 sends it on every wire that has heard us, and what left twice is answered twice.
-For arming and disarming, where an emergency stop hangs on it, the next one's is doubtful for a while therefore.
+Where an emergency stop hangs on it, for arming, disarming and motor tests, the next one's is doubtful for a while
+therefore.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ IN_PROGRESS: Final = 5
 ACCEPTED: Final = 0
 
 _MAX_ACKS: Final = 256
-_ARM_DISARM: Final = 400
+_MOST_DOUBTS: Final = 1024
+_COPIES_MATTER: Final = frozenset((209, 310, 400))
+"""DO_MOTOR_TEST, ACTUATOR_TEST, COMPONENT_ARM_DISARM."""
 
 
 class Target(NamedTuple):
@@ -54,7 +57,7 @@ class CommandTimes:
     doubt: float = 10.0
     """After an unanswered command: how long its late acknowledgement may still turn up."""
     again: float = 3.0
-    """After an answered arm or disarm: how long a second copy of its acknowledgement may still turn up."""
+    """After an answered arm, disarm or motor test: how long a second copy of its acknowledgement may still turn up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,12 @@ class _Waiter:
             self.acks.put_nowait(item)
 
 
+class _Turn(asyncio.Lock):
+    """The turn of one kind, and how many hold it or wait for it."""
+
+    users = 0
+
+
 _Key = tuple[int, int, int]
 
 
@@ -133,7 +142,7 @@ class CommandClient:
         self._component = component
         self._waiters: dict[_Key, list[_Waiter]] = {}
         """Who waits for acknowledgements of that kind. Two only where something urgent leaves beside what repeats."""
-        self._turns: dict[_Key, asyncio.Lock] = {}
+        self._turns: dict[_Key, _Turn] = {}
         self._doubt: dict[_Key, float] = {}
 
     def on_frame(self, frame: Frame) -> None:
@@ -165,7 +174,7 @@ class CommandClient:
         """
         system, component, number = key
         key = (system, component or 1, number)
-        self._doubt[key] = asyncio.get_running_loop().time() + self.times.doubt
+        self._note_doubt(key, self.times.doubt)
         for waiter in self._waiters.get(key, ()):
             waiter.doubtful = True
 
@@ -201,19 +210,25 @@ class CommandClient:
 
     @asynccontextmanager
     async def _turn(self, key: _Key, command: Command) -> AsyncIterator[_Waiter]:
-        lock = self._turns.setdefault(key, asyncio.Lock())
-        ordinary = not command.urgent and await self._ordinary_turn(key, lock, command.patience)
-        waiter = self._stand(key, command)
+        turn = self._turns.setdefault(key, _Turn())
+        turn.users += 1
         try:
-            yield waiter
+            ordinary = not command.urgent and await self._ordinary_turn(key, turn, command.patience)
+            waiter = self._stand(key, command)
+            try:
+                yield waiter
+            finally:
+                waiter.gone.set()
+                standing = self._waiters[key]
+                standing.remove(waiter)
+                if not standing:
+                    del self._waiters[key]
+                if ordinary:
+                    turn.release()
         finally:
-            waiter.gone.set()
-            standing = self._waiters[key]
-            standing.remove(waiter)
-            if not standing:
-                del self._waiters[key]
-            if ordinary:
-                lock.release()
+            turn.users -= 1
+            if not turn.users:
+                del self._turns[key]
 
     def _stand(self, key: _Key, command: Command) -> _Waiter:
         """Begin to wait for the acknowledgement. Who still stands there is overtaken: its outcome becomes unknown.
@@ -233,25 +248,27 @@ class CommandClient:
         standing.append(waiter)
         return waiter
 
-    async def _ordinary_turn(self, key: _Key, lock: asyncio.Lock, patience: float | None) -> bool:
+    async def _ordinary_turn(self, key: _Key, turn: _Turn, patience: float | None) -> bool:
         """Wait for the others of this kind, and for an urgent one, which takes no turn: it must not be cut off.
 
         True when the turn is ours, False when the patience is over before.
         """
-        try:
-            async with asyncio.timeout(patience):
-                await lock.acquire()
-                try:
-                    while standing := self._waiters.get(key):
-                        await standing[0].gone.wait()
-                except BaseException:
-                    lock.release()
-                    raise
-        except TimeoutError:
-            if any(one.repeats for one in self._waiters.get(key, ())):  # that stops more than we do: leave it alone
-                return await self._ordinary_turn(key, lock, patience)
-            return False
-        return True
+        while True:
+            try:
+                async with asyncio.timeout(patience):
+                    await turn.acquire()
+                    try:
+                        while standing := self._waiters.get(key):
+                            await standing[0].gone.wait()
+                    except BaseException:
+                        turn.release()
+                        raise
+            except TimeoutError:
+                if not any(one.repeats for one in self._waiters.get(key, ())):
+                    return False
+                # a stop is under way, which does more than we do: leave it alone
+            else:
+                return True
 
     async def _exchange(self, command: Command, target: Target, waiter: _Waiter) -> AsyncGenerator[Ack, None]:
         loop = asyncio.get_running_loop()
@@ -260,44 +277,52 @@ class CommandClient:
         limit = began + (self.times.answer if command.answer is None else command.answer)
         repeat_at = began + self.times.repeat if command.idempotent else None
         sent = self._transmit(command, target, 0)
-        if sent:
-            # until a clear answer proves otherwise; here, so that it also holds when we are cancelled
-            self._doubt[key] = began + self.times.doubt
-        elif not (command.urgent and command.idempotent):  # what is urgent goes on trying: the wire may come back
+        if not (sent or (command.urgent and command.idempotent)):  # what is urgent goes on trying: it may come back
             raise self._not_sent(command, target)
-        while True:
-            due = limit if repeat_at is None else min(limit, repeat_at)
-            try:
-                async with asyncio.timeout_at(due):
-                    item = await waiter.acks.get()
-            except TimeoutError:
-                if not sent and loop.time() >= limit:
-                    raise self._not_sent(command, target) from None
-                if repeat_at is None or loop.time() >= limit:
-                    raise self._unknown(command, target, sent, loop.time() - began) from None
-                sent += self._transmit(command, target, sent)
-                if sent:
-                    self._doubt[key] = loop.time() + self.times.doubt
-                repeat_at += self.times.repeat
-                continue
-            if isinstance(item, CommandOutcomeUnknown):
-                raise item
-            if not item.final:
-                limit = min(loop.time() + self.times.progress, began + self.times.whole)
-                if not (command.urgent and command.idempotent):
-                    repeat_at = None  # but what is urgent is said again: it may be an earlier command that goes on
-            elif not (item.doubtful or waiter.doubtful):
-                self._answered(key, sent)
-            elif command.urgent and command.idempotent:  # a heartbeat must confirm it: it is repeated until that is in
-                limit = max(limit, began + self.times.answer + self.times.confirm)
-            yield item
+        answered = False
+        try:
+            while True:
+                due = limit if repeat_at is None else min(limit, repeat_at)
+                try:
+                    async with asyncio.timeout_at(due):
+                        item = await waiter.acks.get()
+                except TimeoutError:
+                    if not sent and loop.time() >= limit:
+                        raise self._not_sent(command, target) from None
+                    if repeat_at is None or loop.time() >= limit:
+                        raise self._unknown(command, target, sent, loop.time() - began) from None
+                    sent += self._transmit(command, target, sent)
+                    repeat_at += self.times.repeat
+                    continue
+                if isinstance(item, CommandOutcomeUnknown):
+                    raise item
+                if not item.final:
+                    limit = min(loop.time() + self.times.progress, began + self.times.whole)
+                    if not (command.urgent and command.idempotent):
+                        repeat_at = None  # but what is urgent is said again: it may be an earlier one that goes on
+                elif not (item.doubtful or waiter.doubtful):
+                    answered = True
+                    self._answered(key, sent)
+                elif command.urgent and command.idempotent:  # a heartbeat must confirm it: it is repeated until then
+                    limit = max(limit, began + self.times.answer + self.times.confirm)
+                yield item
+        finally:
+            if sent and not answered:  # also when we are cancelled: its answer may come yet
+                self._note_doubt(key, self.times.doubt)
 
     def _answered(self, key: _Key, sent: int) -> None:
-        """A clear answer. Whether it comes once more matters for arming and disarming alone."""
-        if key[2] != _ARM_DISARM:
-            self._doubt.pop(key, None)
-        elif sent == 1:  # what left several times is answered several times: as long as if it was not answered at all
-            self._doubt[key] = asyncio.get_running_loop().time() + self.times.again
+        """A clear answer. Whether it comes once more matters for some alone. What left several times is answered as
+        often: that is in doubt for as long as if it was not answered at all.
+        """
+        self._doubt.pop(key, None)
+        if key[2] in _COPIES_MATTER:
+            self._note_doubt(key, self.times.again if sent == 1 else self.times.doubt)
+
+    def _note_doubt(self, key: _Key, seconds: float) -> None:
+        now = asyncio.get_running_loop().time()
+        if len(self._doubt) >= _MOST_DOUBTS:
+            self._doubt = {known: until for known, until in self._doubt.items() if until > now}
+        self._doubt[key] = now + seconds
 
     def _transmit(self, command: Command, target: Target, confirmation: int) -> int:
         params = [*command.params, *([0.0] * 7)][:7]

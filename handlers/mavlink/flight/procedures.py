@@ -19,6 +19,7 @@ from petalbus.handlers.mavlink.errors import (
     OrderOvertaken,
 )
 from petalbus.handlers.mavlink.flight.commands import ACCEPTED, Command, CommandClient, Target
+from petalbus.handlers.mavlink.flight.downs import Downs
 from petalbus.handlers.mavlink.flight.modes import (
     custom_mode_of,
     is_down_mode,
@@ -90,21 +91,20 @@ class Procedures:
         self._dialect = dialect
         self._changed = changed
         self._clock = clock
-        self._down = 0  # counts orders to come down
-        self._down_at = float("-inf")
-        self._stopping = Stopping(client, clock=clock)
+        self.downs = Downs(clock)
+        self._stopping = Stopping(client, changed=changed, clock=clock)
 
-    def run(self, order: Order, state: VehicleState, *, check: Check = None) -> Steps:
-        """Carry out ``order``. ``check`` may raise just before each command leaves. Raises OrderNotPossible, and what
-        the commands raise.
+    def run(self, order: Order, state: VehicleState, *, check: Check = None, given: int | None = None) -> Steps:
+        """Carry out ``order``. ``check`` may raise just before each command leaves; ``given``: see ``Downs``. Raises
+        OrderNotPossible, OrderOvertaken, and what the commands raise.
         """
         if self._is_down(order, state):
-            self.note_down()
+            self.downs.note(given)
             return self._procedure(state, order, check)
-        down = self._down
+        overtaken = self.downs.since(given)
 
         def still_wanted() -> None:
-            if self._down != down:
+            if overtaken():
                 raise OrderOvertaken(f"{order.verb} was given up: an order to come down or to stay overtook it")
             if order.verb is Verb.GOTO and not state.armed:
                 raise OrderNotPossible("goto was not sent: the vehicle is not armed; order a takeoff first")
@@ -114,11 +114,6 @@ class Procedures:
                 check()
 
         return self._procedure(state, order, still_wanted)
-
-    def note_down(self) -> None:
-        """An order to come down was given, also past us: what has not left yet of earlier orders does not leave."""
-        self._down += 1
-        self._down_at = self._clock()
 
     def note_test(self, number: int, params: Sequence[float]) -> None:
         """A motor test leaves, also past us: an emergency stop must end it."""
@@ -316,7 +311,7 @@ class Procedures:
         """The change of mode that a takeoff needs first. ArduPilot takes off in guided only; PX4 does not arm in a mode
         to come down, and arms in a pilot's mode, in which it must not stand when the takeoff is refused.
         """
-        stale = state.heard < self._down_at + _MODE_AGE_S
+        stale = state.heard < self.downs.at + _MODE_AGE_S
         if state.autopilot == Autopilot.ARDUPILOT:
             guided = self._mode(state, "guided")
             return guided if stale or state.custom_mode != guided.params[1] else None

@@ -28,6 +28,10 @@ class VehicleState:
     base_mode: int
     custom_mode: int
     heard: float
+    told_armed: bool = False
+    """What the last heartbeat itself said, whatever an acknowledgement said since."""
+    status: int = 0
+    """MAV_STATE."""
     quiet: float = 0.0
     """The longest time without a heartbeat, seconds, since somebody set it to 0."""
     landed_state: int = 0

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Final
 
-from petalbus.handlers.mavlink.errors import NotConnected
+from petalbus.handlers.mavlink.errors import NotConnected, OrderOvertaken
 from petalbus.handlers.mavlink.flight.commands import CommandClient, CommandTimes
 from petalbus.handlers.mavlink.flight.modes import custom_mode_of, is_down_mode, mode_name
 from petalbus.handlers.mavlink.flight.orders import Order
@@ -53,6 +53,10 @@ _ALWAYS_DOWN: Final = frozenset(
 )
 _DOWN_WITH_0: Final = frozenset((Cmd.COMPONENT_ARM_DISARM, Cmd.DO_PAUSE_CONTINUE))
 """MAV_CMD numbers that are orders to come down or to stay: always, and where the first parameter is 0."""
+
+_TESTS: Final = frozenset((Cmd.DO_MOTOR_TEST, Cmd.ACTUATOR_TEST))
+_HARMLESS: Final = frozenset((*range(500, 600), 1000, 1001, *range(2000, 2600)))
+"""MAV_CMD numbers that ask for messages, or work cameras and gimbals: an order to come down does not end them."""
 
 AUTOPILOT_COMPONENT: Final = 1
 NO_AUTOPILOT: Final = 8
@@ -156,6 +160,8 @@ class Vehicle:
         state.autopilot = fields["autopilot"]
         state.kind = fields["type"]
         state.base_mode = fields["base_mode"]
+        state.told_armed = state.armed
+        state.status = fields["system_status"]
         state.custom_mode = fields["custom_mode"]
         state.quiet = max(state.quiet, now - state.heard)
         state.heard = now
@@ -165,29 +171,50 @@ class Vehicle:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def note_foreign_command(self, number: int, params: Sequence[float]) -> None:
-        """Another program sends a command past us: one to come down or to stay ends what of our orders has not left
-        yet, and a motor test is ended by an emergency stop.
+    def foreign_command(self, number: int, params: Sequence[float], *, given: int | None = None) -> Callable[[], None]:
+        """Another program is about to send a command past us: one to come down or to stay ends, from now on, what was
+        given before it and has not left. ``given``: see ``Downs``.
+
+        Call what is returned just before the command leaves: it raises OrderOvertaken where an order to come down came
+        since, and remembers a motor test, which an emergency stop must end.
         """
+        if self._comes_down(number, params):
+            self._procedures.downs.note(given)
+            return lambda: None
+        overtaken = self._procedures.downs.since(given)
+
+        def leaving() -> None:
+            if number not in _HARMLESS and overtaken():
+                name = self.dialect.enum_name("MAV_CMD", number)
+                raise OrderOvertaken(f"{name} was given up: an order to come down or to stay came after it was given")
+            if number in _TESTS:
+                self._procedures.note_test(number, params)
+
+        return leaving
+
+    def foreign_mode(self, custom_mode: int, *, given: int | None = None) -> None:
+        """Another program changes the mode past us now; ``custom_mode`` as heartbeats tell it. Raises OrderOvertaken,
+        as above.
+        """
+        if self._is_down_mode(custom_mode):
+            self._procedures.downs.note(given)
+        elif self._procedures.downs.since(given)():
+            raise OrderOvertaken("SET_MODE was given up: an order to come down or to stay came after it was given")
+
+    def _comes_down(self, number: int, params: Sequence[float]) -> bool:
         first, second, third = [*params, 0.0, 0.0, 0.0][:3]
-        if number in _ALWAYS_DOWN or (number in _DOWN_WITH_0 and not first):
-            self._procedures.note_down()
-        elif number == Cmd.DO_SET_MODE and self.state is not None:
+        if number == Cmd.DO_SET_MODE and self.state is not None:
             custom_mode = custom_mode_of(self.state.autopilot, second, third)
-            if custom_mode is not None:
-                self.note_foreign_mode(custom_mode)
-        elif number in (Cmd.DO_MOTOR_TEST, Cmd.ACTUATOR_TEST):
-            self._procedures.note_test(number, params)
+            return custom_mode is not None and self._is_down_mode(custom_mode)
+        return number in _ALWAYS_DOWN or (number in _DOWN_WITH_0 and not first)
 
-    def note_foreign_mode(self, custom_mode: int) -> None:
-        """Another program changes the mode past us; ``custom_mode`` as heartbeats tell it."""
+    def _is_down_mode(self, custom_mode: int) -> bool:
         state = self.state
-        if state is not None and is_down_mode(state.autopilot, state.kind, custom_mode, self.dialect):
-            self._procedures.note_down()
+        return state is not None and is_down_mode(state.autopilot, state.kind, custom_mode, self.dialect)
 
-    async def run(self, order: Order, *, check: Check = None) -> Steps:
+    async def run(self, order: Order, *, check: Check = None, given: int | None = None) -> Steps:
         """Carry out ``order``; the last step decides it. Use it with ``contextlib.aclosing``. ``check`` may raise just
-        before a command leaves.
+        before a command leaves; ``given``: when the order was given, see ``Downs``.
 
         Raises NotConnected at once when no vehicle is there (an emergency stop is sent all the same to one that was
         there), CommandOutcomeUnknown when an answer stays away.
@@ -200,7 +227,7 @@ class Vehicle:
                 f"vehicle {state.system} was last heard {self._clock() - state.heard:.1f} s ago; nothing was sent. "
                 "Check the link, or wait for its heartbeat"
             )
-        async with aclosing(self._procedures.run(order, state, check=check)) as steps:
+        async with aclosing(self._procedures.run(order, state, check=check, given=given)) as steps:
             async for step in steps:
                 yield step
 

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 from petalbus.daemon.bus.errors import BusError, HandlerError
 from petalbus.handlers.mavlink.errors import MavlinkError, OrderOvertaken, VehicleBusy
 from petalbus.handlers.mavlink.requests.wanted import AnyWanted, read_wanted
-from petalbus.schemas.stamps import boot_clock_ns
+from petalbus.schemas.stamps import BOOT_ID, boot_clock_ns, short_boot_id
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.handlers import Context
@@ -40,6 +40,7 @@ class Job(Generic[AnyWanted]):
     wanted: AnyWanted
     unit: Unit
     context: Context
+    record: Record
 
     async def progress(self, data: dict[str, Any]) -> None:
         """Tell the sender how far it is. Raises OrderOvertaken, see ``progress``."""
@@ -82,11 +83,11 @@ class Desk:
                 system = unit.system
                 if urgent(wanted):
                     with self.fleet.using(unit):
-                        return {**await work(Job(wanted, unit, context)), "system": system}
+                        return {**await work(Job(wanted, unit, context, record)), "system": system}
                 self._check_share(unit)
                 with self.fleet.using(unit):
                     async with turns.turn(unit, record):
-                        return {**await work(Job(wanted, unit, context)), "system": system}
+                        return {**await work(Job(wanted, unit, context, record)), "system": system}
             except MavlinkError as error:
                 detail = {"system": system, **self.fleet.about(error), **error.detail}
                 raise HandlerError(str(error), error_code=error.code, data=detail) from error
@@ -140,6 +141,39 @@ class _Turns:
         if record.expired(boot_clock_ns()):
             free.release()
             raise VehicleBusy(f"the deadline passed before vehicle {unit.system} was free; nothing was sent")
+
+
+def given_at(record: Record) -> int | None:
+    """When a record was given, in ns of this boot's clock, and never later than now; None where it does not say so, or
+    counts another boot's clock.
+    """
+    if record.mono is None or record.boot_id is None or short_boot_id(record.boot_id) != BOOT_ID:
+        return None
+    return min(record.mono, boot_clock_ns())
+
+
+class Telling:
+    """Tells progress beside the work, which waits for nothing: what comes while the bus hangs is left out."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._task: asyncio.Task[None] | None = None
+
+    def tell(self, data: dict[str, Any]) -> None:
+        """Tell the sender. Never raises."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._tell(data), name="mavlink.progress")
+
+    def end(self) -> None:
+        """The work has ended: nothing more is told."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _tell(self, data: dict[str, Any]) -> None:
+        try:
+            await progress(self._context, data)
+        except MavlinkError as error:
+            log.warning("%s; what is under way goes on", error)
 
 
 async def progress(context: Context, data: dict[str, Any]) -> None:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from petalbus.daemon.bus.errors import HandlerError
 from petalbus.handlers.mavlink.decode import CONTENT_TYPE
-from petalbus.handlers.mavlink.errors import OrderInvalid
+from petalbus.handlers.mavlink.errors import OrderInvalid, OrderOvertaken
 from petalbus.handlers.mavlink.flight.commands import Ack, Target
 from petalbus.handlers.mavlink.flight.reboot import Reboot
 from petalbus.handlers.mavlink.params.refusal import ENCODING_UNKNOWN, Refusal
 from petalbus.handlers.mavlink.params.transfer import Transfer
 from petalbus.handlers.mavlink.params.values import ParamEncoding, ParamType, ParamValue
-from petalbus.handlers.mavlink.requests.replying import SHARED, Desk, Job, Ready
+from petalbus.handlers.mavlink.requests.replying import SHARED, Desk, Job, Ready, given_at
 from petalbus.handlers.mavlink.requests.wanted import (
     ListParams,
     ReadParams,
@@ -32,6 +32,8 @@ from petalbus.handlers.mavlink.requests.wanted import (
     read_wanted,
 )
 from petalbus.handlers.mavlink.wire.framing import Frame, whole_frames
+from petalbus.handlers.mavlink.wire.routes import is_stop, may_hold_stop
+from petalbus.schemas.stamps import boot_clock_ns
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
@@ -88,23 +90,44 @@ class Requests(Desk):
             raise HandlerError(problem, error_code="MAVLINK_FRAMES_INVALID")
         try:
             frames = whole_frames(data, self._link.dialect.crc_extras)
-            left = sum(self._forward(frame) for frame in frames)
+            left, overtaken = self._forward_all(frames, given_at(record))
+            unsent = len(frames) - left - len(overtaken)
         except ValueError as error:
             raise HandlerError(str(error), error_code="MAVLINK_FRAMES_INVALID") from error
+        told = {"frames": len(frames), "sent": left}
         self.forwarded += left
-        if left < len(frames):
-            self.unsent += len(frames) - left
-            self._complain(len(frames) - left)
-        return {"frames": len(frames), "sent": left} if record.wants_reply else None
+        if unsent:
+            self.unsent += unsent
+            self._complain(unsent)
+        if overtaken:
+            raise HandlerError(str(overtaken[0]), error_code=overtaken[0].code, data=told)
+        return told if record.wants_reply else None
+
+    def _forward_all(self, frames: list[Frame], given: int | None) -> tuple[int, list[OrderOvertaken]]:
+        """How many left, and why others did not. One does not hold up the others: a stop may be among them."""
+        left, overtaken = 0, list[OrderOvertaken]()
+        for frame in frames:
+            try:
+                left += self._forward(frame, given)
+            except OrderOvertaken as error:
+                overtaken.append(error)
+        return left, overtaken
 
     def _frames_lane(self, record: Record) -> bool | str:
-        """Frames that are all for one vehicle keep their order with what their sender orders of it; see ``Bus.on``."""
-        if len(self.fleet.units) < 2 or not isinstance(record.data, bytes):
+        """Frames that are all for one vehicle keep their order with what their sender orders of it; a stop among them
+        waits for nothing. See ``Bus.on``.
+        """
+        data = record.data
+        if not isinstance(data, bytes) or (len(self.fleet.units) < 2 and not may_hold_stop(data)):
             return False
         try:
-            frames = whole_frames(record.data, self._link.dialect.crc_extras)
+            frames = whole_frames(data, self._link.dialect.crc_extras)
         except ValueError:
             return False  # it is refused when its turn comes
+        if any(frame.msgid in _COMMANDS and is_stop(frame.payload) for frame in frames):
+            return True
+        if len(self.fleet.units) < 2:
+            return False
         targets = {self._fields(frame).get("target_system") or None for frame in frames}
         return self.fleet.lane(targets.pop()) if len(targets) == 1 else False
 
@@ -121,24 +144,24 @@ class Requests(Desk):
         definition = self._link.dialect.definition(frame.msgid)
         return {} if definition is None else definition.unpack(frame.payload, json_safe=False)
 
-    def _forward(self, frame: Frame) -> int:
+    def _forward(self, frame: Frame, given: int | None) -> int:
         fields = self._fields(frame)
         system = fields.get("target_system") or None
         if frame.msgid in _COMMANDS:
-            self._note_command(fields, system)
+            self._note_command(fields, system, given)
         elif frame.msgid == _SET_MODE:
             for unit in self._meant(system):
-                unit.vehicle.note_foreign_mode(fields["custom_mode"])
+                unit.vehicle.foreign_mode(fields["custom_mode"], given=given)
         return 1 if self._link.forward(frame, system=system) else 0
 
-    def _note_command(self, fields: dict[str, Any], system: int | None) -> None:
-        """A command passes by, to one vehicle or (None) to all: their orders must know of it."""
+    def _note_command(self, fields: dict[str, Any], system: int | None, given: int | None) -> None:
+        """A command passes by, to one vehicle or (None) to all: their orders must know of it. Raises OrderOvertaken."""
         params = [fields.get(f"param{place}", 0.0) for place in range(1, 8)]
         if "x" in fields:  # COMMAND_INT
             params[4:] = fields["x"], fields["y"], fields["z"]
         for unit in self._meant(system):
             assert unit.system is not None
-            unit.vehicle.note_foreign_command(fields["command"], params)
+            unit.vehicle.foreign_command(fields["command"], params, given=given)()
             unit.vehicle.client.note_foreign((unit.system, fields["target_component"], fields["command"]))
 
     def _meant(self, system: int | None) -> list[Unit]:
@@ -155,8 +178,15 @@ class Requests(Desk):
         wanted, vehicle = job.wanted, job.unit.vehicle
         target = Target(vehicle.heard_lately().system, wanted.component)
         order = wanted.order()
-        vehicle.note_foreign_command(order.number, order.params)
-        async with aclosing(vehicle.client.run(order, target)) as acks:
+        leaving = vehicle.foreign_command(order.number, order.params, given=given_at(job.record))
+
+        def check() -> None:
+            if not wanted.stops and job.record.expired(boot_clock_ns()):
+                name = self._link.dialect.enum_name("MAV_CMD", order.number)
+                raise OrderOvertaken(f"{name} was given up: its deadline has passed")
+            leaving()
+
+        async with aclosing(vehicle.client.run(order, target, check=check)) as acks:
             async for ack in acks:
                 if ack.final:
                     return self._ack(ack)

@@ -22,6 +22,7 @@ _HOME_POSITION: Final = 242
 _ABOVE_HOME: Final = (3, 6)
 _AS_IT_IS: Final = -1
 _MOTORS: Final = (1, 2, 3, 4)
+_LONGEST_TEST_S: Final = 600.0
 _PX4_FUNCTIONS: Final = 1100
 """PX4 also takes its own numbers of output functions."""
 
@@ -161,19 +162,22 @@ class Commands:
         return Result.UNSUPPORTED if self._missions is None else start(self._flight, self._missions)
 
     def _ardupilot_motor(self, params: Sequence[float]) -> Result:
-        return self._motor("ardupilot", params[0], params[2] / 100.0, params[3])
+        """As ArduCopter: of a time that is none it makes the longest one."""
+        seconds = params[3] if 0.0 <= params[3] <= _LONGEST_TEST_S else _LONGEST_TEST_S
+        count = int(params[4]) if 1.0 <= params[4] <= 255.0 else 1
+        return self._motor("ardupilot", params[0], params[2] / 100.0, seconds, count)
 
     def _px4_motor(self, params: Sequence[float]) -> Result:
         number = params[4] - _PX4_FUNCTIONS if params[4] > _PX4_FUNCTIONS else params[4]
         return self._motor("px4", number, params[0], params[1])
 
-    def _motor(self, autopilot: str, number: float, throttle: float, seconds: float) -> Result:
+    def _motor(self, autopilot: str, number: float, throttle: float, seconds: float, count: int = 1) -> Result:
         if self._flight.autopilot.name != autopilot:
             return Result.UNSUPPORTED
         right = number in _MOTORS and (math.isnan(throttle) or 0.0 <= throttle <= 1.0)
         if not right or not math.isfinite(seconds):
             return self._flight.autopilot.cannot
-        return self._flight.test_motor(int(number), seconds)
+        return self._flight.test_motor(int(number), seconds, count)
 
     def _obey_reboot(self, params: Sequence[float]) -> Result:
         autopilot = self._flight.autopilot

@@ -28,6 +28,10 @@ class Flight:
         self.rebooted = False
         self.says: list[str] = []
         """What it is about to say to all."""
+        self.refuses_changes = False
+        """While it tests a motor it refuses every other test, also the end, as some ArduPlanes do."""
+        self._series: tuple[int, float, int] | None = None
+        self._tested_for = 0.0
 
     @property
     def custom_mode(self) -> int:
@@ -46,7 +50,7 @@ class Flight:
     @property
     def tests_motor(self) -> bool:
         """True while ArduPilot tests a motor: its motors are armed then, and it says so, but it is not."""
-        return self.autopilot is not PX4 and bool(self.airframe.turning)
+        return self.autopilot is not PX4 and self._series is not None
 
     @property
     def status(self) -> int:
@@ -67,6 +71,7 @@ class Flight:
         if frame.in_air or frame.battery.remaining < _MIN_TAKEOFF_CHARGE or self.mode in (Mode.LAND, Mode.RETURN):
             return self.autopilot.cannot
         frame.arm()
+        self._series = None
         return Result.ACCEPTED
 
     def disarm(self, *, force: bool) -> Result:
@@ -130,17 +135,37 @@ class Flight:
         farthest = self.params.number("GF_MAX_HOR_DIST", 0.0) if self.autopilot is PX4 else 0.0
         return farthest <= 0.0 or math.hypot(north, east) <= farthest
 
-    def test_motor(self, motor: int, seconds: float) -> Result:
-        """Turn one motor: PX4 any number at once and 3 s at most, ArduPilot one; no time ends it."""
+    def test_motor(self, motor: int, seconds: float, count: int = 1) -> Result:
+        """Turn one motor: PX4 any number at once and 3 s at most; ArduPilot one, and then so many in all, with rests of
+        half the time between them. No time ends it.
+        """
         frame = self.airframe
         if frame.armed:
             return Result.DENIED if self.autopilot is PX4 else self.autopilot.cannot
-        if self.autopilot is not PX4:
-            frame.turning.clear()
-        frame.turning.pop(motor, None)
-        if seconds > 0.0:
-            frame.turning[motor] = min(seconds, 3.0) if self.autopilot is PX4 else seconds
+        if self.autopilot is PX4:
+            frame.turning.pop(motor, None)
+            if seconds > 0.0:
+                frame.turning[motor] = min(seconds, 3.0)
+            return Result.ACCEPTED
+        if self.refuses_changes and self.tests_motor:
+            return self.autopilot.cannot
+        self._series = (motor, seconds, max(1, count)) if seconds > 0.0 else None
+        self._tested_for = 0.0
+        self._turn_next()
         return Result.ACCEPTED
+
+    def _turn_next(self) -> None:
+        """ArduPilot's test: which motor turns now."""
+        turning = self.airframe.turning
+        turning.clear()
+        if self._series is None:
+            return
+        motor, seconds, count = self._series
+        done, since = divmod(self._tested_for, 1.5 * seconds)
+        if self._tested_for >= (1.5 * count - 0.5) * seconds:
+            self._series = None
+        elif since < seconds:
+            turning[motor + int(done)] = seconds - since
 
     def fly_to(self, north: float, east: float, height: float) -> None:
         """Head for a place, metres from home, in whatever mode it is."""
@@ -154,6 +179,9 @@ class Flight:
         """Let time pass: move, end a takeoff in hold, disarm by itself on the ground."""
         frame = self.airframe
         frame.step(seconds)
+        if self._series is not None:
+            self._tested_for += seconds
+            self._turn_next()
         if self.mode is Mode.TAKEOFF and frame.in_air and frame.height >= frame.target - 0.1:
             self.mode = Mode.HOLD
         if frame.armed and not frame.in_air:

@@ -40,9 +40,13 @@ _COMMAND_ACK: Final = 77
 _ARM_DISARM: Final = 400
 _FORCE: Final = 21196.0
 _TERMINATE: Final = 185
+_FORCE_BYTES: Final = struct.pack("<f", _FORCE)
+_TERMINATE_BYTE: Final = bytes((_TERMINATE,))
 _PARAMS: Final = struct.Struct("<2f")
 _NUMBER: Final = struct.Struct("<20xH")  # in both commands, behind the first two parameters
 _ACK: Final = struct.Struct("<H6xBB")
+_LONGEST: Final = 35
+"""Bytes of the longer command's payload."""
 
 Heard = dict[bytes, float]
 """Sender (system and component as two bytes) -> when it was heard last, in monotonic seconds."""
@@ -119,7 +123,7 @@ class Routes:
         """
         msgid, payload = _opened(data)
         is_command = msgid in _COMMANDS
-        if is_command and _is_stop(payload):
+        if is_command and is_stop(payload):
             return self._lately(system)
         wanted = bytes((system, component or _AUTOPILOT))
         sender = self._known(wanted)
@@ -185,19 +189,25 @@ class Routes:
         return ways
 
     def _lately(self, system: int) -> list[Address]:
-        """Where the system, and where its autopilot, were heard shortly before they were heard last."""
+        """Where the system, and where its autopilot, were heard shortly before they were heard last; and, however long
+        ago, where the autopilot answered commands, or where its way is: what was heard since may be a mere copy.
+        """
+        sender = bytes((system, _AUTOPILOT))
         whole: dict[Address, float] = {}
         autopilot: dict[Address, float] = {}
         for where, place in self._places.items():
             times = [when for sender, when in place.heard.items() if sender[0] == system]
             if times:
                 whole[where] = max(times)
-            if (when := place.heard.get(bytes((system, _AUTOPILOT)))) is not None:
+            if (when := place.heard.get(sender)) is not None:
                 autopilot[where] = when
         ways: dict[Address, None] = {}
         for heard in (autopilot, whole):
             newest = max(heard.values(), default=0.0)
             ways |= dict.fromkeys(where for where, when in heard.items() if newest - when <= LATELY_S)
+        ways |= dict.fromkeys(where for where, place in self._places.items() if sender in place.proven)
+        if (chosen := self._chosen.get(sender)) in self._places:
+            ways[chosen] = None
         return [*ways]
 
     def _ask(self, sender: bytes, way: Address, number: int, now: float) -> None:
@@ -237,16 +247,22 @@ def component_meant(data: bytes, system: int, places: Sequence[int | None]) -> i
 def _opened(data: bytes) -> tuple[int, bytes]:
     """Message id and payload, filled up so that a command's parameters can be read."""
     if data[0] == MARKER_V2:
-        return int.from_bytes(data[7:10], "little"), data[10 : 10 + data[1]].ljust(33, b"\0")
-    return data[5], data[6 : 6 + data[1]].ljust(33, b"\0")
+        return int.from_bytes(data[7:10], "little"), data[10 : 10 + data[1]].ljust(_LONGEST, b"\0")
+    return data[5], data[6 : 6 + data[1]].ljust(_LONGEST, b"\0")
 
 
-def _is_stop(payload: bytes) -> bool:
-    """Whether this command stops the motors, wherever the vehicle is: twice is no other than once.
+def is_stop(payload: bytes) -> bool:
+    """Whether this command, by its payload, stops the motors, wherever the vehicle is: twice is no other than once.
 
     A plain disarming is none: it may be followed by an arming, which a late second one would undo.
     """
+    payload = payload.ljust(_LONGEST, b"\0")
     first, second = _PARAMS.unpack_from(payload)
     number = _NUMBER.unpack_from(payload, _PARAMS.size)[0]
     forced = number == _ARM_DISARM and first == 0.0 and second == _FORCE
     return bool(forced or (number == _TERMINATE and first > 0.5))
+
+
+def may_hold_stop(data: bytes) -> bool:
+    """Whether a stop may be among whole frames; costs much less than to look at each."""
+    return _FORCE_BYTES in data or _TERMINATE_BYTE in data
