@@ -15,8 +15,9 @@ from petalbus.petals.exits import PetalExited
 MAX_THREADS: Final = 4
 """Handlers that compute at a time, in one process; further ones wait for a thread."""
 
-_urgent: Final[ContextVar[bool]] = ContextVar("petalbus_urgent", default=False)
-_pools: dict[bool, ThreadPoolExecutor] = {}
+_urgent: Final[ContextVar[str | None]] = ContextVar("petalbus_urgent", default=None)
+_pools: dict[str | None, ThreadPoolExecutor] = {}
+"""One for everybody's ordinary handlers, and one of each app for what must not wait."""
 _guard = threading.Lock()
 
 
@@ -25,9 +26,9 @@ class HandlerCancelled(RuntimeError):
 
 
 @contextlib.contextmanager
-def overtaking(urgent: bool) -> Iterator[None]:  # noqa: FBT001  # a condition
-    """What is ``urgent`` does not wait for a thread that other handlers have: inside it has threads of its own."""
-    token = _urgent.set(urgent)
+def overtaking(app: str, *, urgent: bool) -> Iterator[None]:
+    """What is ``urgent`` does not wait for a thread that other handlers have: inside it has threads of its ``app``."""
+    token = _urgent.set(app if urgent else None)
     try:
         yield
     finally:

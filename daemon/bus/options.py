@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 SOLE_HEARTBEAT: Final = 1.0
@@ -34,6 +35,10 @@ class BusOptions:
 
     workers: int = 4
     """Handlers of one client that may run at once, beside the one that is kept free for CRITICAL."""
+
+    reserved: Mapping[str, int] = field(default_factory=dict)
+    """Types of record for which so many of ``workers`` are kept: all other types together have the rest, and CRITICAL
+    what it needs."""
 
     window: int = 64
     """Records of one priority level that a client reads ahead."""

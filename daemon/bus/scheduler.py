@@ -3,7 +3,8 @@
 - CRITICAL always goes first, and nothing else limits it but order within its lane.
 - Below it the higher level goes first, but a waiting NORMAL or LOW record gets at least every ``share``-th start.
 - Records of one lane (the same ordering key, else the same source) start one after the other, in stream order.
-- A type runs at most so many times at once as its handler declares.
+- A type runs at most so many times at once as its handler declares. Types for which places are reserved do not count
+  for the others, which have the rest.
 - Records whose consumer died while it ran them run one at a time, so that the next death blames the right one.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final, Generic, Protocol, TypeVar
 
 from petalbus.schemas.vocabulary import Priority
@@ -37,6 +38,7 @@ _ORDINARY: Final = (Priority.HIGH, Priority.NORMAL, Priority.LOW)
 MAX_IDLE_LANES: Final = 256
 _OLDER: Final = -(1 << 62)
 _ALONE: Final = "\0alone"
+_OTHERS: Final = "\0others"
 
 
 class _Lane(Generic[T]):
@@ -63,9 +65,15 @@ class _Level(Generic[T]):
 
 
 class Scheduler(Generic[T]):
-    """The records that a consumer has read and not started yet. ``share``: see the module."""
+    """The records that a consumer has read and not started yet. ``share``: see the module.
 
-    def __init__(self, *, share: int = 16) -> None:
+    At most ``others`` records of types that are not in ``apart`` run at the same time; CRITICAL ones do not count.
+    """
+
+    def __init__(self, *, share: int = 16, others: int | None = None, apart: Collection[str] = ()) -> None:
+        self._others = others
+        self._apart = frozenset(apart)
+        self._others_running = 0
         self._levels: dict[Priority, _Level[T]] = {level: _Level() for level in Priority}
         self._share = share
         self._arrivals = 0
@@ -153,6 +161,9 @@ class Scheduler(Generic[T]):
             del level.lanes[item.lane]
         if item.level is not Priority.CRITICAL:
             self._release(item.kind)
+            if self._others is not None and item.kind not in self._apart:
+                self._others_running -= 1
+                self._unpark(_OTHERS)
             if item is self._alone:
                 self._alone = None
                 self._unpark(_ALONE)
@@ -213,21 +224,31 @@ class Scheduler(Generic[T]):
                 self._parked.setdefault(item.kind, []).append((priority, arrival, key))
                 continue
             if priority is not Priority.CRITICAL:
-                running = self._running.get(item.kind, 0)
-                if limit is not None and running >= limit:
-                    self._parked.setdefault(item.kind, []).append((priority, arrival, key))
+                if (what := self._waits_for(item)) is not None:
+                    self._parked.setdefault(what, []).append((priority, arrival, key))
                     continue
-                if item.alone:
-                    if self._alone is not None:
-                        self._parked.setdefault(_ALONE, []).append((priority, arrival, key))
-                        continue
-                    self._alone = item
-                self._running[item.kind] = running + 1
+                self._count(item)
             lane.items.popleft()
             lane.busy = True
             level.waiting -= 1
             return item
         return None
+
+    def _waits_for(self, item: T) -> str | None:
+        """What must end before it may start; None: it may now."""
+        limit = self._limits.get(item.kind)
+        if limit is not None and self._running.get(item.kind, 0) >= limit:
+            return item.kind
+        if self._others is not None and item.kind not in self._apart and self._others_running >= self._others:
+            return _OTHERS
+        return _ALONE if item.alone and self._alone is not None else None
+
+    def _count(self, item: T) -> None:
+        self._running[item.kind] = self._running.get(item.kind, 0) + 1
+        if self._others is not None and item.kind not in self._apart:
+            self._others_running += 1
+        if item.alone:
+            self._alone = item
 
     def _release(self, kind: str) -> None:
         left = self._running.get(kind, 0) - 1

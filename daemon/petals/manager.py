@@ -18,7 +18,7 @@ from petalbus.daemon.petals.managed import Managed, PetalState
 from petalbus.daemon.petals.process import InProcess
 from petalbus.daemon.petals.surroundings import Surroundings
 from petalbus.daemon.petals.watchdog import Watchdog
-from petalbus.handlers.mqtt.words import COMMANDS_AT_ONCE
+from petalbus.handlers.mqtt.words import COMMAND, COMMANDS_AT_ONCE
 
 if TYPE_CHECKING:
     from petalbus.daemon.bus.client import Bus
@@ -218,8 +218,9 @@ class PetalManager:
         timeout = self._setting("petals_handler_timeout", None)
         petal.isolation = self._choices.isolation(names)
         options = {
-            # MQTT's commands come on top: so many of them that take long leave its other handlers their places
+            # MQTT's commands come on top: neither they nor the petal's other work take the other's places
             "workers": self._setting("petals_concurrency", 4) + COMMANDS_AT_ONCE,
+            "reserved": {COMMAND: COMMANDS_AT_ONCE},
             "window": self._setting("petals_queue", 64),
         }
         if petal.isolation != "process":

@@ -49,6 +49,9 @@ BUILT_IN: Final = "mqtt.built_in"
 DEADLINE: Final = 120.0
 """Seconds from its arrival after which a command that nobody has begun is not begun any more."""
 
+_AT_ONCE: Final = 16
+"""Commands that are dispatched together: the first of a burst does not wait for the last."""
+
 _AGAIN_S: Final = 0.5
 _LOADING_S: Final = 30.0
 _LOADING_LOOK_S: Final = 0.1
@@ -129,7 +132,7 @@ class CommandDispatch:
 
     async def _read(self) -> None:
         async with self._bus.subscribe(words.TOPIC, name=GROUP, start="oldest") as messages:
-            async for records in messages.batches():
+            async for records in messages.batches(_AT_ONCE):
                 commands = [record for record in records if self._is_command(record)]
                 while commands:
                     try:
@@ -179,7 +182,7 @@ class CommandDispatch:
             asked.offers = [_offer_id(asked, kind)]
             return partial(self._pass_on, kind, record, asked)
         asked.offers = [_offer_id(asked, app) for app in meant]
-        return partial(self._offer, record, record.data, asked, meant)
+        return partial(self._offer, record, _placed(record), asked, meant)
 
     async def _to_its_end(self, record: Record, asked: Asked | None, work: Work) -> None:
         """One command must not keep others from being dispatched, whatever is in it."""
@@ -199,7 +202,7 @@ class CommandDispatch:
     async def _pass_on(self, kind: str, record: Record, asked: Asked) -> None:
         """To ourselves, as work of our own inbox: it takes longer than others may wait for."""
         # as text: one level deeper it might be nested too deeply
-        data = {"record": orjson.dumps(record.data).decode(), "asked": asked.encode().decode()}
+        data = {"record": orjson.dumps(_placed(record)).decode(), "asked": asked.encode().decode()}
         await self._send(self._bus.app, kind, data, asked, asked.offers[0])
 
     async def _decide_later(self, record: Record) -> None:
@@ -300,7 +303,7 @@ class CommandDispatch:
                 await self._respond(asked.device, asked.message_id, data, name=asked.name)
             except (RecordInvalid, IdConflict, QueueFull) as error:
                 log.warning("the sender of command %s cannot be answered: %s", asked.message_id, error)
-            self.waiting.answered(asked.message_id)
+            self.waiting.answered(asked.key)
 
     async def _keep(self, record: Record, reason: str) -> None:
         log.warning("a message on a command topic is kept in %s: %s", words.INVALID, reason)
@@ -315,6 +318,11 @@ def _always(_record: Record) -> bool:
 
 def _offer_id(asked: Asked, app: str) -> str:
     return bus_id(f"{asked.name or asked.message_id}@{app}")
+
+
+def _placed(record: Record) -> dict[str, Any]:
+    """A command's data, with its place in the topic: of two commands everybody can tell which one came first."""
+    return {**record.data, "place": record.stream_id}
 
 
 def _passed_on(record: Record) -> tuple[dict[str, Any], Asked]:

@@ -23,6 +23,7 @@ from petalbus.handlers.mqtt import words
 from petalbus.handlers.mqtt.limits import Budget, size_of, topic_problem
 from petalbus.handlers.mqtt.options import EgressOptions
 from petalbus.handlers.mqtt.outgoing import Item
+from petalbus.handlers.mqtt.resting import Resting
 from petalbus.handlers.mqtt.transport import Identity, LinkLost, NotNow, PublishRefused, Transport
 from petalbus.schemas.errors import RecordInvalid
 from petalbus.schemas.stamps import boot_clock_ns
@@ -81,7 +82,7 @@ class Egress:
         self._identity = Identity()
         self._heap: list[tuple[Any, Item]] = []
         self._parked: list[Item] = []
-        self._resting: list[Item] = []
+        self._resting = Resting(self._push)
         self._latest: dict[str, Item] = {}
         self._numbers = itertools.count()
         self._wake = asyncio.Event()
@@ -111,8 +112,11 @@ class Egress:
             raise
         if item.topic is None and len(self._parked) >= _MOST_PARKED and item.topic_for(self._identity) is None:
             raise HandlerError("the organisation is not known", error_code="NO_ORGANIZATION", retry=True)
-        if item.about is not None and self._answers is not None:
-            (self._answers.acknowledged if item.answers is None else self._answers.responding)(item.about)
+        if self._answers is not None:
+            if item.answers is not None:
+                self._answers.responding(item.answers)
+            elif item.about is not None and item.is_ack:
+                self._answers.acknowledged(item.about)
         if item.qos == 0:
             self._conflate(item)
         self._push(item)
@@ -197,7 +201,7 @@ class Egress:
 
     def statistics(self) -> dict[str, Any]:
         """What waits and for how long, and counters."""
-        waiting = [item for _, item in self._heap if not item.gone] + self._parked + self._resting
+        waiting = [item for _, item in self._heap if not item.gone] + self._parked + [*self._resting]
         oldest = min((item.stored_ns for item in waiting), default=None)
         return {
             "waiting": len(waiting),
@@ -225,26 +229,16 @@ class Egress:
         """What became too late while it waits is told in time."""
         while True:
             await self._some.wait()
-            waiting = [item for _, item in self._heap] + self._parked + self._resting
+            waiting = [item for _, item in self._heap] + self._parked + [*self._resting]
             if not waiting:
                 self._some.clear()
             for item in waiting:
                 if item.expired() and not item.done.done() and not item.flying:
                     self._too_late(item)
             self._parked = [item for item in self._parked if not item.done.done()]
-            self._rouse()
+            self._resting.rouse()
             self._latest = {where: item for where, item in self._latest.items() if not item.gone}
             await asyncio.sleep(_DEADLINE_LOOK_S)
-
-    def _rouse(self) -> None:
-        """What the broker did not take waits for its next turn."""
-        now = time.monotonic()
-        resting, self._resting = [item for item in self._resting if not item.done.done()], []
-        for item in resting:
-            if item.again_at <= now:
-                self._push(item)
-            else:
-                self._resting.append(item)
 
     async def _send_all(self) -> None:
         while True:
@@ -293,17 +287,20 @@ class Egress:
         if item.expired():
             self._too_late(item)
             return
+        if item.qos and self._resting.holds(item, topic):
+            return
         self._budget.take(size_of(topic, item.payload), time.monotonic())
         if topic in self._subscribed and item.answers is not None:
             self._echoes[(topic, item.payload)] = time.monotonic()
             if len(self._echoes) > _MOST_ECHOES:
                 self._echoes.popitem(last=False)
         item.flying = True
-        future = self._transport.submit(item.outgoing(topic))
+        old = item.tried and self._resting.is_overtaken(item, topic)
+        future = self._transport.submit(item.outgoing(topic, retain=item.retain and not old))
         self._flying.add(future)
-        future.add_done_callback(lambda done: self._ended(item, done))
+        future.add_done_callback(lambda done: self._ended(item, topic, done))
 
-    def _ended(self, item: Item, done: asyncio.Future[int]) -> None:
+    def _ended(self, item: Item, topic: str, done: asyncio.Future[int]) -> None:
         self._flying.discard(done)
         item.flying = False
         if item.done.done():
@@ -311,21 +308,23 @@ class Egress:
         error = LinkLost("cancelled") if done.cancelled() else done.exception()
         if error is None:
             self.sent += 1
+            self._resting.confirmed(item, topic)
             self._confirmed += item.qos  # that telemetry left says nothing about the broker
             item.done.set_result({"status": "published", "reason_code": done.result()})
         elif isinstance(error, PublishRefused):
             self._refuse(item, str(error), "REFUSED_BY_BROKER", error.code, keep=error.keep)
         else:
-            self._echoes.pop((item.topic or item.topic_for(self._identity) or "", item.payload), None)
+            item.tried = True
+            self._echoes.pop((topic, item.payload), None)
             if isinstance(error, NotNow):
-                self._put_off(item, error)
+                self._put_off(item, topic, error)
                 return
             if not isinstance(error, LinkLost):
                 log.error("a message for the broker is sent again: %r", error)
             self.repeated += 1
             self._push(item)
 
-    def _put_off(self, item: Item, error: NotNow) -> None:
+    def _put_off(self, item: Item, topic: str, error: NotNow) -> None:
         """The broker does not take it just now: again after a pause, unless it will not have just this one."""
         self.put_off += 1
         if not item.put_off:
@@ -340,7 +339,7 @@ class Egress:
             self._refuse(item, text, "REFUSED_BY_BROKER", error.code)
             return
         item.again_at = time.monotonic() + min(NOT_NOW_MOST_S, NOT_NOW_FIRST_S * 2.0 ** min(item.put_off - 1, 16))
-        self._resting.append(item)
+        self._resting.put_off(item, topic)
         self._some.set()
 
     def _refuse(self, item: Item, text: str, code: str, reason: int | None, *, keep: bool = True) -> None:

@@ -79,7 +79,6 @@ class MqttHandler:
         self._telemetry = connect(words.TELEMETRY)
         self._commands = connect(words.COMMANDS)
         self._who = who
-        self.ingress = Ingress(bus, options, respond=self._respond, for_us=self._for_us)
         self.dispatch = CommandDispatch(
             self._commands,
             respond=self._respond,
@@ -91,6 +90,13 @@ class MqttHandler:
             here=self._is_here,
             urgent=options.is_urgent,
         )
+        self.ingress = Ingress(
+            bus,
+            options,
+            respond=self._respond,
+            for_us=self._for_us,
+            watched=self.dispatch.waiting.watches,
+        )
         self.egress = Egress(transport, options.egress, answers=self.dispatch.waiting, response=options.response)
         self.filters: dict[str, int] = {}
         """Topic filters that are wanted, with their quality of service."""
@@ -98,6 +104,8 @@ class MqttHandler:
         self._former: dict[str, float] = {}
         """Organisations of before, until when (monotonic) their commands are taken."""
         self._had_one = False
+        self._last: str | None = None
+        """The organisation that was known last, also before our start."""
         self._told_strange = False
         self._look = asyncio.Event()
         self.wishes = Wishes(bus, options.egress, changed=self._look.set, installed=installed)
@@ -166,6 +174,8 @@ class MqttHandler:
 
     async def run(self) -> None:
         """Until cancelled. Raises what no further attempt can mend."""
+        last = await self._bus.ask("GET", words.organization_key(self._bus.keys))
+        self._last = last.decode() if last else None
         await self._follow()
         async with asyncio.TaskGroup() as tasks:
             for name, work in (
@@ -228,6 +238,9 @@ class MqttHandler:
         identity = self._who.identity()
         filters = self._own_filters(identity)
         wished = await self.wishes.read()
+        if identity.organization and identity.organization != self._last:
+            await self._bus.ask("SET", words.organization_key(self._bus.keys), identity.organization)
+            self._last = identity.organization
         for name, qos in wished.items():
             filters[name] = max(filters.get(name, 0), qos)
         self._expect_echoes(identity, wished)
@@ -280,8 +293,9 @@ class MqttHandler:
     def _for_us(self, topic: str) -> bool:
         """Whether commands for this device arrive there: a petal may have subscribed those of others, too.
 
-        Those of the organisation of before for a while: it may have changed while the command was under way. While no
-        organisation was ever known here, of whichever. While the device is not known nobody's are ours.
+        Those of the organisation of before for a while: it may have changed while the command was under way. While none
+        is known since the start that of the last time; where none ever was, of whichever. While the device is not known
+        nobody's are ours.
         """
         if not self._is_here(topic):
             return False
@@ -292,7 +306,9 @@ class MqttHandler:
                 log.warning("commands on %s are not carried out: which device this is is not known", topic)
             return False
         organization = topic.split("/", 2)[1]
-        if organization == me.organization or (me.organization is None and not self._had_one):
+        if organization == me.organization:
+            return True
+        if me.organization is None and not self._had_one and self._last in (None, organization):
             return True
         return time.monotonic() < self._former.get(organization, 0.0)
 

@@ -49,8 +49,15 @@ _SANE_CLOCK: Final = 1_700_000_000
 _WAITED_S: Final = 0.05
 """What waited for longer before it could be stored has that in its record: it counts for its deadline."""
 
-_STAMPS: Final = frozenset({"timestamp", "waitResponse", "waitAck"})
+_STAMPS: Final = frozenset({"timestamp", "waitResponse", "waitAck", "retry", "retries", "attempt"})
 """Members that may differ where a sender repeats a command: none of them says what is to be done."""
+
+_BODIES: Final = ("data", "payload")
+"""Where a command's body is, in one of the two or in both."""
+
+_SLOW_S: Final = 30.0
+_FLOOD_S: Final = 60.0
+"""Seconds after which a link that was established again brings nothing old any more, unless it is older than that."""
 
 
 class Respond(Protocol):
@@ -63,7 +70,17 @@ class Respond(Protocol):
 
 
 class _Reused(Exception):
-    """Its messageId was another command's before."""
+    """Its messageId was another command's before. ``silent``: its sender is not told, who might take it for the answer
+    to the first one.
+    """
+
+    def __init__(self, text: str, *, silent: bool) -> None:
+        super().__init__(text)
+        self.silent = silent
+
+
+def _nobody(_message_id: str, _command: str) -> bool:
+    return False
 
 
 class Ingress:
@@ -76,8 +93,12 @@ class Ingress:
         *,
         respond: Respond,
         for_us: Callable[[str], bool] = words.is_command_topic,
+        watched: Callable[[str, str], bool] = _nobody,
     ) -> None:
-        """``for_us(topic)``: whether commands for this device arrive there."""
+        """``for_us(topic)``: whether commands for this device arrive there. ``watched(messageId, command)``: whether
+        that command has not been answered yet.
+        """
+        self._watched = watched
         self._for_us = for_us
         self._bus = bus
         self._options = options
@@ -109,7 +130,7 @@ class Ingress:
             return
         name = _record_id(message, payload, is_command=is_command)
         # one that is known has had its turn: that it comes again late is no reason to call it refused
-        if is_command and (late := self._late(payload)) and await self._bus.status(name) is Status.UNKNOWN:
+        if is_command and (late := self._late(message, payload)) and await self._bus.status(name) is Status.UNKNOWN:
             await self.invalid(message.topic, message.payload, late, code="DEADLINE_EXPIRED")
             return
         data = _data(message, payload)
@@ -118,7 +139,9 @@ class Ingress:
         try:
             receipt = await (self._command(data, name) if is_command else self._store(data, name))
         except _Reused as error:
-            await self.invalid(message.topic, message.payload, str(error), code="MESSAGE_ID_REUSED")
+            await self.invalid(
+                message.topic, message.payload, str(error), code="MESSAGE_ID_REUSED", answer=not error.silent
+            )
             return
         except (RecordInvalid, IdConflict) as error:
             await self.invalid(message.topic, message.payload, str(error))
@@ -137,32 +160,38 @@ class Ingress:
         urgent = self._options.is_urgent(payload["command"])
         try:
             receipt = await self._store(data, name)
-            if not receipt.duplicate or await self._is_same(receipt.stream_id, payload, urgent=urgent):
+            if not receipt.duplicate:
+                return receipt
+            first = await self._first(receipt.stream_id)
+            # of one that must not wait every stamp counts, and what nobody can tell any more: a stop that was
+            # swallowed is worse than one that comes twice
+            if first == payload if urgent else first is None or _meaning(first) == _meaning(payload):
                 return receipt
         except IdConflict:  # the id is another app's
             if not urgent:
                 raise
         text = f"messageId {payload['messageId']} was used before for another command"
         if not urgent:
-            raise _Reused(f"{text}; each command needs a new one")
+            silent = self._watched(str(payload["messageId"]), payload["command"])
+            raise _Reused(f"{text}; each command needs a new one", silent=silent)
         log.warning("%s; %s is carried out nevertheless", text, payload["command"])
         content = orjson.dumps(payload, option=orjson.OPT_SORT_KEYS)
         another = content_id(str(payload["messageId"]), words.TOPIC, content=content)
         return await self._store({**data, "reused": True}, another)
 
-    async def _is_same(self, stream_id: str, payload: dict[str, Any], *, urgent: bool) -> bool:
-        """Whether the command with this messageId said the same. Of one that must not wait every stamp counts, and
-        what nobody can tell any more: a stop that was swallowed is worse than one that comes twice.
-        """
+    async def _first(self, stream_id: str) -> Any:
+        """What was said under this messageId before; None where nobody can tell any more."""
         rows = await self._bus.ask("XRANGE", self._bus.keys.topic(words.TOPIC), stream_id, stream_id)
         if not rows:
-            return not urgent
+            return None
         data = Record.from_fields(rows[0][1]).data
-        before = data.get("payload") if isinstance(data, dict) else None
-        return before == payload if urgent else _meaning(before) == _meaning(payload)
+        return data.get("payload", {}) if isinstance(data, dict) else {}
 
-    async def invalid(self, topic: str, raw: bytes, reason: str, *, code: str = "INVALID_COMMAND") -> None:
-        """Keep a message that is not what its topic stands for; its sender is answered where that is possible.
+    async def invalid(
+        self, topic: str, raw: bytes, reason: str, *, code: str = "INVALID_COMMAND", answer: bool = True
+    ) -> None:
+        """Keep a message that is not what its topic stands for; its sender is answered where that is possible, unless
+        ``answer`` says otherwise.
 
         Raises BusError when it is not stored.
         """
@@ -173,7 +202,7 @@ class Ingress:
         await self._bus.publish(words.INVALID, words.INVALID, kept, id=f"{digest[:32]}@{words.INVALID}")
         device = words.device_of(topic)
         found = _MESSAGE_ID.search(raw[:KEPT_BYTES])
-        if device is not None and self._for_us(topic) and found is not None:
+        if answer and device is not None and self._for_us(topic) and found is not None:
             message_id = _text_of(found)
             if _WAITS.search(raw[:KEPT_BYTES]):
                 await self._answer(device, message_id, words.refusal(f"not taken: {reason}", code), digest[:32])
@@ -202,11 +231,15 @@ class Ingress:
             )
         return None
 
-    def _late(self, payload: dict[str, Any]) -> str | None:
-        """Why a command is too old; None when it is not. What stops an aircraft is not judged by two clocks."""
+    def _late(self, message: Incoming, payload: dict[str, Any]) -> str | None:
+        """Why a command is too old; None when it is not. What stops an aircraft is not judged by two clocks; nor is,
+        unless somebody asked for it, what nobody can have held.
+        """
         most = self._options.command_max_age
         age = None if most is None or self._options.is_urgent(payload["command"]) else _age(payload.get("timestamp"))
         if most is None or age is None or not most < age <= (self._options.command_held or math.inf):
+            return None
+        if self._options.command_held is not None and not _may_be_held(message, age):
             return None
         text = "it waited too long, or the clocks differ"
         return f"by its timestamp it is {age:.0f} s old, more than {most:g} s (mqtt_command_max_age): {text}"
@@ -239,7 +272,21 @@ def _meaning(payload: Any) -> Any:
     """What a command says, without what a sender may change when it sends it again."""
     if not isinstance(payload, dict):
         return None
-    return {name: value for name, value in payload.items() if name not in _STAMPS}
+    bodies = [_without_stamps(payload[name]) for name in _BODIES if name in payload]
+    if len(bodies) == len(_BODIES) and bodies[0] == bodies[1]:
+        del bodies[1]
+    other = {name: value for name, value in payload.items() if name not in (*_BODIES, "messageId")}
+    return _without_stamps(other), bodies
+
+
+def _without_stamps(body: Any) -> Any:
+    return {name: value for name, value in body.items() if name not in _STAMPS} if isinstance(body, dict) else body
+
+
+def _may_be_held(message: Incoming, age: float) -> bool:
+    """Whether the broker can have held it: it was sent before the link was there, or it came with what had waited."""
+    up = message.link_s
+    return up is None or age > up + _SLOW_S or up < _FLOOD_S
 
 
 def _record_id(message: Incoming, payload: Any, *, is_command: bool) -> str:

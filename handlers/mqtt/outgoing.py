@@ -54,6 +54,8 @@ class Item:
     """How often the broker did not take it just then."""
     sent_before: int = 0
     """How many others the broker had taken when it first did not take this one."""
+    tried: bool = False
+    """It has left before."""
     again_at: float = 0.0
     """When it may leave again (time.monotonic())."""
     flying: bool = False
@@ -128,7 +130,12 @@ class Item:
             return None
         return f"{base_topic(organization, identity.device)}/{self.suffix}"
 
-    def outgoing(self, topic: str) -> Outgoing:
+    @property
+    def is_ack(self) -> bool:
+        """Whether it says that a petal has a command."""
+        return (self.suffix or self.topic or "").rpartition("/")[2] == ACK
+
+    def outgoing(self, topic: str, *, retain: bool) -> Outgoing:
         """What the transport gets."""
         left = self.left()
-        return Outgoing(self.id, topic, self.payload, qos=self.qos, retain=self.retain, expiry=left, about=self.about)
+        return Outgoing(self.id, topic, self.payload, qos=self.qos, retain=retain, expiry=left, about=self.about)

@@ -29,6 +29,9 @@ class Incoming:
     """User properties of MQTT 5, as far as they are text."""
     expiry: float | None = None
     """Seconds after its arrival at which nobody wants it any more, where the broker says that."""
+    link_s: float | None = None
+    """Seconds for which the link had brought all that the broker had for us, when this came; None where that is not
+    known. What was sent since then was held by nobody."""
     arrived_ns: int = field(default_factory=boot_clock_ns)
     """When it came, by the boot clock: it may be stored much later."""
     id: str = field(default_factory=new_id)

@@ -58,6 +58,11 @@ class Asked:
     name: str | None = None
 
     @property
+    def key(self) -> str:
+        """What it is known by: two commands may have one messageId."""
+        return self.name or self.message_id
+
+    @property
     def age(self) -> float:
         """Seconds since it arrived."""
         return (boot_clock_ns() - self.arrived_ns) / 1e9
@@ -65,13 +70,15 @@ class Asked:
     def encode(self) -> bytes:
         """As it stands in the hash."""
         told = {"device": self.device, "command": self.command, "arrived_ns": self.arrived_ns, "within": self.within}
-        more = {} if self.name is None else {"name": self.name}
+        more = {} if self.name is None else {"name": self.name, "message_id": self.message_id}
         return orjson.dumps({**told, "offers": self.offers, "stray": self.stray, "boot": self.boot, **more})
 
     @classmethod
     def decode(cls, message_id: str, raw: bytes) -> Asked:
-        """From the hash. Of another boot its age is not known: it starts anew."""
-        asked = cls(message_id=message_id, **orjson.loads(raw))
+        """From the hash; ``message_id`` where it does not say that itself. Of another boot its age is not known: it
+        starts anew.
+        """
+        asked = cls(**{"message_id": message_id, **orjson.loads(raw)})
         if asked.boot != BOOT_ID:
             asked.boot, asked.arrived_ns = BOOT_ID, boot_clock_ns()
         return asked
@@ -84,6 +91,8 @@ class Waiting:
         self._bus = bus
         self._respond = respond
         self._asked: dict[str, Asked] = {}
+        self._named: dict[str, Asked] = {}
+        """Of these the ones whose messageId was another command's before."""
         self._by_offer: dict[str, Asked] = {}
         self._failures: asyncio.Queue[tuple[float, Asked]] = asyncio.Queue()
         self._some = asyncio.Event()
@@ -100,7 +109,12 @@ class Waiting:
         """Go on with what an earlier process left. Raises BusError."""
         for raw_id, raw in hash_items(await self._bus.ask("HGETALL", waiting_key(self._bus.keys))):
             try:
-                self._take(Asked.decode(raw_id.decode(), raw))
+                asked = Asked.decode(raw_id.decode(), raw)
+                if asked.key != raw_id.decode():  # an earlier program noted all of them by their messageId
+                    await self._bus.ask("HDEL", waiting_key(self._bus.keys), raw_id)
+                    await self.add(asked)
+                    continue
+                self._take(asked)
             except (ValueError, TypeError) as error:
                 log.warning("what is known of command %r cannot be read and is forgotten: %s", raw_id, error)
                 await self._bus.ask("HDEL", waiting_key(self._bus.keys), raw_id)
@@ -113,18 +127,27 @@ class Waiting:
                 log.warning("more than %d commands wait for a response; %s is not watched any more", MOST, oldest)
                 self.answered(oldest)
             self._take(asked)
-        flat = [part for asked in some for part in (asked.message_id, asked.encode())]
+        flat = [part for asked in some for part in (asked.key, asked.encode())]
         if flat:
             await self._bus.ask("HSET", waiting_key(self._bus.keys), *flat)
 
+    def watches(self, message_id: str, command: str) -> bool:
+        """Whether a command of this name and messageId waits for its response."""
+        return any(asked.command == command for asked in self._all_of(message_id))
+
+    def _all_of(self, message_id: str) -> list[Asked]:
+        first = self._asked.get(message_id)
+        others = [asked for asked in self._named.values() if asked.message_id == message_id]
+        return others if first is None else [first, *others]
+
     def acknowledged(self, message_id: str) -> None:
         """A petal says that the command is its own."""
-        asked = self._asked.get(message_id)
-        if asked is not None:
+        for asked in self._all_of(message_id):
             asked.stray = False
 
     def responding(self, message_id: str) -> None:
         """A response is stored, and waits for its way out."""
+        self.acknowledged(message_id)  # somebody's own it is
         asked = self._asked.get(message_id)
         if asked is not None:
             asked.responding = True
@@ -136,17 +159,20 @@ class Waiting:
             asked.responding = False
             await self._give_up(asked, refusal(f"the response cannot be sent: {text}", "RESPONSE_REFUSED"))
 
-    def answered(self, message_id: str) -> None:
-        """A response has left."""
-        asked = self._asked.pop(message_id, None)
+    def answered(self, key: str) -> None:
+        """A response has left. By the messageId alone it is the first command's: another one under the same messageId
+        ends by what becomes of its offers.
+        """
+        asked = self._asked.pop(key, None)
         if asked is None:
             return
+        self._named.pop(key, None)
         for offer in asked.offers:
             self._by_offer.pop(offer, None)
         self.took_ms = round(asked.age * 1e3, 3)
         if not self._gone:
             asyncio.get_running_loop().call_soon(self._forget_gone)
-        self._gone.append(message_id)
+        self._gone.append(key)
 
     def _forget_gone(self) -> None:
         # Nobody waits for it: what a crash leaves behind is found to be done by the next start.
@@ -186,10 +212,12 @@ class Waiting:
                     self.on_reply(reply)
 
     def _take(self, asked: Asked) -> None:
-        if (before := self._asked.get(asked.message_id)) is not None:
+        if (before := self._asked.get(asked.key)) is not None:
             for offer in before.offers:
                 self._by_offer.pop(offer, None)
-        self._asked[asked.message_id] = asked
+        self._asked[asked.key] = asked
+        if asked.name is not None:
+            self._named[asked.key] = asked
         self._some.set()
         self._by_offer.update(dict.fromkeys(asked.offers, asked))
 
@@ -227,7 +255,7 @@ class Waiting:
             text = f"no petal has begun command {asked.command} within {asked.within:g} s; it will not be run"
             await self._give_up(asked, refusal(text, "DEADLINE_EXPIRED"))
         elif Status.COMPLETED in states and not asked.stray:
-            self.answered(asked.message_id)  # it was carried out; its petal has nothing to say, or says it later
+            self.answered(asked.key)  # it was carried out; its petal has nothing to say, or says it later
         elif Status.COMPLETED in states or not states:
             text = f"no petal has answered {asked.command} within {asked.within:g} s; none calls it its own"
             await self._give_up(asked, refusal(text, "NO_ANSWER"))
@@ -248,12 +276,12 @@ class Waiting:
         return any(one.app == app and one.status == "online" for one in await self._bus.applications())
 
     async def _give_up(self, asked: Asked, data: dict[str, Any]) -> None:
-        if asked.message_id not in self._asked or asked.responding:
+        if asked.key not in self._asked or asked.responding:
             return  # a response came after all
         try:
             await self._respond(asked.device, asked.message_id, data, name=asked.name)
             self.answered_for += 1
-            self.answered(asked.message_id)
+            self.answered(asked.key)
         except BusError as error:
             log.warning("command %s is not answered yet: %s", asked.message_id, error)
 

@@ -27,11 +27,15 @@ TOPIC: Final = "mqtt.rx"
 
 MESSAGE: Final = "mqtt.message"
 COMMAND: Final = "mqtt.command"
-"""A command offered to one petal: data as of the message that brought it."""
+"""A command offered to one petal: data as of the message that brought it, and ``place``: its stream id in ``TOPIC``,
+which tells which of two commands came first."""
 
 INVALID: Final = "mqtt.invalid"
 """The bus topic of what came in and is not what its topic stands for. Data: ``reason``, ``topic``, ``bytes``, and the
 beginning of the message as ``text`` or ``base64``."""
+
+STOPPED: Final = "STOPPED_MEANWHILE"
+"""The error code of a command that came before a stop and had not begun when that did."""
 
 STATE: Final = "mqtt.state"
 """The bus topic of the link's states: data as the hash of ``link_key``, in short."""
@@ -93,7 +97,9 @@ def handlers_key(keys: Keys) -> str:
 
 
 def waiting_key(keys: Keys) -> str:
-    """The hash of commands whose senders wait for a response: messageId -> what is known of them (JSON)."""
+    """The hash of commands whose senders wait for a response: messageId, or a name where that was used before -> what
+    is known of them (JSON).
+    """
     return f"{keys.prefix}mqtt:waiting"
 
 
@@ -107,12 +113,23 @@ def filter_field(app: str, topic: str) -> str:
     return f"{app}|{topic}"
 
 
+def organization_key(keys: Keys) -> str:
+    """The organisation that was ours the last time that one was known."""
+    return f"{keys.prefix}mqtt:organization"
+
+
 def link_key(keys: Keys) -> str:
     """The hash that the link keeps: ``connected`` (0 or 1), ``reason``, and more.
 
     It is told anew every ``TOLD_S``; ``told_ns`` is when (boot clock of ``boot_id``).
     """
     return f"{keys.prefix}mqtt:link"
+
+
+def place_of(data: Any) -> tuple[int, int] | None:
+    """Where in the topic a command came, of its offer's data: earlier is smaller. None where that is not known."""
+    head, _, tail = str(data.get("place", "") if isinstance(data, dict) else "").partition("-")
+    return (int(head), int(tail)) if head.isdecimal() and tail.isdecimal() else None
 
 
 def matches(pattern: str, topic: str) -> bool:

@@ -9,7 +9,7 @@ from petalbus.handlers.mqtt.transport import Identity, Phase
 from support.mqtt_link import link, until
 from support.odd_broker import OddBroker
 
-ME = Identity(client_id="drone-1")
+ME = Identity(device="device-1", client_id="drone-1")
 
 
 async def test_eight_at_a_time_after_every_connect(odd: OddBroker) -> None:

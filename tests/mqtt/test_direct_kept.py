@@ -55,7 +55,7 @@ async def test_a_life_that_ended_while_it_subscribed(odd: OddBroker, bus: Bus) -
     async with link(odd.port, ["a", "b"], kept=kept_in(bus)) as first:
         await first.connected()
         odd.suback = lambda _: odd.drop() or 1  # type: ignore[func-returns-value]  # the answer does not come
-        first.transport.want({"b": 1, "c": 1}, Identity(client_id="drone-1"))
+        first.transport.want({"b": 1, "c": 1}, Identity(device="device-1", client_id="drone-1"))
         await until(lambda: ["c"] in odd.subscribes, lambda: f"{odd.subscribes}")
         await first.stop()
     odd.suback = lambda _: 1
@@ -140,7 +140,7 @@ async def test_the_daemon_s_link_remembers_them(odd: OddBroker, bus: Bus, tmp_pa
     part = MqttLink(lambda _: bus, settings, ready=asyncio.Event(), installed=lambda: (), built_in={})
     made = await part._transport()
     part._bus = bus
-    made.want({"a": 1}, Identity(client_id="drone-1"))
+    made.want({"a": 1}, Identity(device="device-1", client_id="drone-1"))
     assert isinstance(made, DirectTransport)
     running = Running(made, Store())
     await running.connected()

@@ -142,7 +142,7 @@ async def test_a_client_id_does_not_come_more_often_than_aws_takes_it(odd: OddBr
         assert odd.greetings[-1].at - since < 0.3, "it had lived for long enough"
         since = time.monotonic()
         for name, soon in (("b", True), ("drone-1", False)):
-            running.transport.want({}, Identity(client_id=name))
+            running.transport.want({}, Identity(device="device-1", client_id=name))
             await until(lambda name=name: odd.greetings[-1].client_id == name, lambda: f"{odd.greetings}")
             await running.connected()
             assert (time.monotonic() - since < 0.3) is soon
@@ -203,13 +203,13 @@ async def test_a_malformed_packet_ends_the_connection_and_only_that(odd: OddBrok
 
 
 async def test_nobody_is_nobody(odd: OddBroker) -> None:
-    """Without a client id or a device nothing is attempted; with one it connects at once, with another one again."""
+    """Before the device is known nothing is attempted; then it connects at once, with another client id again."""
     transport = DirectTransport(DirectOptions(host="127.0.0.1", port=odd.port))
     running = Running(transport, Store())
     try:
         state = await running.problem("no-identity")
         assert state.phase is Phase.WAITING
-        transport.want({}, Identity(organization="o"))
+        transport.want({}, Identity(organization="o", client_id="thing"))
         await asyncio.sleep(0.05)
         assert not odd.greetings
         transport.want({}, Identity(device="dev"))

@@ -306,3 +306,70 @@ async def test_a_refusal_of_another_is_no_answer_to_the_first(server: RealServer
         await rig.until(lambda: len(rig.bodies) == 2, "both are answered")
         assert [body["error_code"] for body in rig.bodies] == ["MESSAGE_ID_REUSED", "DEADLINE_EXPIRED"]
         assert rig.bodies[0]["messageId"] == rig.bodies[1]["messageId"] == "1"
+
+
+async def test_two_clocks_are_not_compared_where_nothing_can_have_waited(rig: Rig) -> None:
+    """S-237: five minutes of difference. What came with the flood after a connection, or was sent before it, may be
+    old.
+    """
+    for number, (up, age) in enumerate(
+        [(1000.0, 300), (float("inf"), 3300), (1000.0, 1500), (30.0, 300), (200.0, 300)]
+    ):
+        message = command("nobody/land", str(number), timestamp=ago(age))
+        await rig.handler.received(Incoming(EDGE, orjson.dumps(message), link_s=up))
+    await rig.until(lambda: len(rig.bodies) == 5, "all are answered")
+    told = {body["messageId"]: body["error_code"] for body in rig.bodies}
+    assert told == {**dict.fromkeys("01", "UNKNOWN_COMMAND"), **dict.fromkeys("234", "DEADLINE_EXPIRED")}
+
+
+async def test_the_link_knows_since_when_it_brings_all(odd: OddBroker) -> None:
+    """A new session holds nothing; one that was kept may have until now; and what waits for the bus holds back more."""
+    store = Store()
+    async with transport_link(odd.port, ["in"], store=store) as running:
+        await running.connected()
+        odd.deliver("in", b"1", 1)
+        await until(lambda: len(store.messages) == 1, lambda: "it came")
+        odd.session_present = True
+        odd.drop()
+        await until(lambda: len(odd.greetings) == 2 and running.transport.state.connected, lambda: "again")
+        odd.deliver("in", b"2", 2)
+        await until(lambda: len(store.messages) == 2, lambda: "it came")
+        await asyncio.sleep(0.3)
+        odd.deliver("in", b"3", 3)
+        await until(lambda: len(store.messages) == 3, lambda: "it came")
+        store.failing = True
+        odd.deliver("in", b"4", 4)
+        await until(lambda: store.tries == 4, lambda: "it was tried")
+        await asyncio.sleep(0.01)
+        odd.deliver("in", b"5", 5)
+        await asyncio.sleep(0.05)
+        store.failing = False
+        await until(lambda: len(store.messages) == 5, lambda: "they came")
+    up = [message.link_s for message in store.messages]
+    assert up[0] == float("inf")
+    assert up[1] is not None
+    assert up[2] is not None
+    assert up[4] is not None
+    assert up[4] < 0.3 <= up[2] < 15
+
+
+@pytest.mark.parametrize("before", [None, "ORG1"])
+async def test_while_none_is_known_the_last_one_commands(server: RealServer, bus_name: str, before: str | None) -> None:
+    """S-207: a session that was kept brings what another organisation, which was ours once, has asked for."""
+    if before is not None:
+        async with link(server, bus_name):
+            """ORG1 is known."""
+    async with link(server, bus_name, unknown=True) as rig:
+        await rig.until(lambda: rig.transport._receiver is not None, "it runs")
+        rig.transport.connect()
+        for organization in ("OLD", "ORG1"):
+            topic = f"org/{organization}/device/Instance-m1/command/edge"
+            await rig.transport.bring(topic, command("nobody/go", organization))
+        await rig.until(lambda: rig.bodies, "it is answered")
+        rig.who.become("NEW")
+        await rig.until(lambda: any("NEW" in name for name in rig.transport.filters), "it is known")
+        await rig.transport.bring("org/NEW/device/Instance-m1/command", command("nobody/go", "2"))
+        expected = [*(["OLD"] if before is None else []), "ORG1", "2"]
+        await rig.until(lambda: len(rig.bodies) >= len(expected), f"{rig.bodies}")
+        assert [body["messageId"] for body in rig.bodies] == expected
+        assert await rig.petal.call("GET", words.organization_key(rig.petal.keys)) == b"NEW"

@@ -78,9 +78,12 @@ class Rig:
 
 @contextlib.asynccontextmanager
 async def link(
-    server: RealServer, bus_name: str, *, options: MqttOptions | None = None, **more: Any
+    server: RealServer, bus_name: str, *, options: MqttOptions | None = None, unknown: bool = False, **more: Any
 ) -> AsyncIterator[Rig]:
+    """``unknown``: the organisation is not known at the start."""
     transport, who = HeldTransport(), Somebody()
+    if unknown:
+        who.become(None)
     quick = BusOptions(stop_grace=0.2)
     handler = MqttHandler(
         lambda app: Bus(server.url, app=app, bus=bus_name, options=quick),

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -190,6 +191,22 @@ async def test_wishes_are_followed(client: TsClient, run_link: RunLink) -> None:
     assert link.taker.states[-1].connected
     link.transport.want({}, Identity())
     await until(lambda: not client.subscriptions)
+
+
+async def test_before_we_know_which_device_this_is_nothing_is_taken(client: TsClient, run_link: RunLink) -> None:
+    """S-164: a stop would be nobody's: it is to come again."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b'{"topic": "a/b", "payload": {}}'
+
+    link = await run_link()
+    await link.connected()
+    link.transport.want({}, Identity("ORG1", None, "thing"))
+    take = link.transport.callbacks.take
+    reply = await take(pieces(), peer="127.0.0.1", secret=None)
+    assert (reply.status, reply.body["error"]) == (503, "no_identity")
+    link.transport.want(FILTERS, IDENTITY)
+    assert (await take(pieces(), peer="127.0.0.1", secret=None)).status == 200
 
 
 async def test_a_filter_that_is_refused(client: TsClient, run_link: RunLink) -> None:

@@ -25,6 +25,8 @@ from .place import Place
 from support.servers import RealServer
 
 Give = Callable[[str, str], Any]
+REFUSED: dict[str, str] = {}
+"""Error codes of the commands that were not run, by their messageIds."""
 
 FLIGHT = """
 import threading, time
@@ -55,22 +57,37 @@ class P(Petal):
 """
 
 
+OTHER = """
+import threading, time
+BEGUN, GATE = [], threading.Event()
+class P(Petal):
+    name, version = "other", "1.0"
+    use_mqtt_proxy = True
+    @mqtt_action("emergency_stop", cpu_heavy=True)
+    async def emergency_stop(self, topic, message):
+        BEGUN.append(message["messageId"])
+        GATE.wait(30)
+"""
+
+
 @pytest.fixture
 async def give(server: RealServer, bus_name: str) -> AsyncIterator[Give]:
     """``await give(command, messageId)``: as the broker brings it."""
 
     async def respond(device: str, message_id: str, data: dict[str, Any], *, name: str | None = None) -> None:
-        raise AssertionError(data)
+        REFUSED[message_id] = data["error_code"]
+
+    REFUSED.clear()
 
     async with Bus(server.url, app=words.APP, bus=bus_name, options=BusOptions(stop_grace=0.2)) as link:
         ingress = Ingress(link, MqttOptions(), respond=respond)
-        dispatch = CommandDispatch(link, respond=respond, installed=lambda: ("flight",), deadline=60)
+        dispatch = CommandDispatch(link, respond=respond, installed=lambda: ("flight", "other"), deadline=60)
         dispatch.register()
         await link.listen()
         running = asyncio.create_task(dispatch.run(), name="dispatch")
 
         async def give(command: str, message_id: str) -> None:
-            raw = orjson.dumps({"command": command, "messageId": message_id})
+            raw = orjson.dumps({"command": command, "messageId": message_id, "waitResponse": True})
             await ingress.received(Incoming("org/ORG1/device/Instance-m1/command/edge", raw))
 
         yield give
@@ -88,10 +105,9 @@ async def until(condition: Callable[[], Any], what: str) -> None:
 
 async def test_a_stop_runs_while_all_places_of_a_petal_are_taken(place: Place, ground: Bus, give: Give) -> None:
     """C-15, S-210: sixteen commands run at once, beside the petal's other work; a stop begins within half a second,
-    also where every thread for computing handlers is taken.
+    also where every thread for computing handlers is taken. What came before it and had not begun is not run (S-243).
     """
-    told = {"thing": {"thingName": "Instance-m1", "lastReported": {"organizationId": "ORG1"}}}
-    (place.folder / "thing.json").write_text(json.dumps(told))
+    who_we_are(place)
     place.petal("flight", FLIGHT)
     await place.start(petals_concurrency=4)
     await place.until("flight", "running")
@@ -115,9 +131,65 @@ async def test_a_stop_runs_while_all_places_of_a_petal_are_taken(place: Place, g
             await until(lambda name=command: begun[-1][0] == name, f"{command} begins: {begun}")  # type: ignore[misc]  # a default binds it
             assert begun[-1][1] - asked < 0.5, f"{command} waited"
         assert len(begun) == 18, "the four others wait for a place"
+        assert not REFUSED
+        await give("flight/goto", "after")
         flight.GATE.set()
         flight.THREADS.set()
-        await until(lambda: len(begun) == 22, "in the end all of them began")
+        await until(lambda: len(begun) == 19, "what came after the stop runs")
+        await until(lambda: len(REFUSED) == 4, f"what came before it and had not begun does not: {REFUSED}")
+        assert dict(REFUSED) == {f"goto{number}": "STOPPED_MEANWHILE" for number in range(12, 16)}
+        assert [name for name, _ in begun[16:]] == [
+            "flight/emergency_stop",
+            "flight/computed/land_immediately",
+            "after",
+        ]
     finally:
         flight.GATE.set()
         flight.THREADS.set()
+
+
+def who_we_are(place: Place) -> None:
+    told = {"thing": {"thingName": "Instance-m1", "lastReported": {"organizationId": "ORG1"}}}
+    (place.folder / "thing.json").write_text(json.dumps(told))
+
+
+async def test_other_work_stays_within_its_limit(place: Place, ground: Bus, give: Give) -> None:
+    """S-210: petals_concurrency holds, however many a handler would run at once; commands have places of their own."""
+    who_we_are(place)
+    place.petal("flight", FLIGHT)
+    await place.start(petals_concurrency=1)
+    await place.until("flight", "running")
+    flight = sys.modules["flight"]
+    try:
+        for number in range(6):
+            await ground.send("flight", "busy", {}, key=f"busy{number}")
+        await until(lambda: flight.BUSY, "the first one runs")
+        for number in range(16):
+            await give("flight/goto", f"goto{number}")
+        await until(lambda: len(flight.BEGUN) == 16, f"commands run beside it: {flight.BEGUN}")
+        assert len(flight.BUSY) == 1, "one at a time"
+        flight.GATE.set()
+        await until(lambda: len(flight.BUSY) == 6, "in the end all of them ran")
+    finally:
+        flight.GATE.set()
+
+
+async def test_the_stops_of_another_petal_hold_up_none(place: Place, give: Give) -> None:
+    """C-15: stops that compute have threads of their petal's own."""
+    who_we_are(place)
+    place.petal("flight", FLIGHT)
+    place.petal("other", OTHER)
+    await place.start()
+    await place.until("flight", "running")
+    await place.until("other", "running")
+    flight, other = sys.modules["flight"], sys.modules["other"]
+    try:
+        for number in range(4):
+            await give("other/emergency_stop", f"other{number}")
+        await until(lambda: len(other.BEGUN) == 4, f"four threads compute: {other.BEGUN}")
+        asked = time.monotonic()
+        await give("flight/computed/land_immediately", "1")
+        await until(lambda: flight.BEGUN, "it begins")
+        assert flight.BEGUN[0][1] - asked < 0.5
+    finally:
+        other.GATE.set()

@@ -143,6 +143,7 @@ async def send_all(running: Running, messages: Iterable[Outgoing], confirmed: di
                 flying.clear()
         if waiting:
             await transport.room()
+            await asyncio.sleep(0)  # one at a time: a writer that outruns its reader makes Mosquitto 2.0.11 mix them
             if flying and flying[0][1].done():
                 continue  # lost while there was no room: those go first
             message = waiting.popleft()

@@ -39,9 +39,12 @@ KINDS = st.sampled_from(sorted(LIMITS))
 class SchedulerMachine(RuleBasedStateMachine):
     """Pushes, starts, ends, retries and removes records in any order."""
 
+    others: int | None = None
+    apart: frozenset[str] = frozenset()
+
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler: Scheduler[Item] = Scheduler(share=SHARE)
+        self.scheduler: Scheduler[Item] = Scheduler(share=SHARE, others=self.others, apart=self.apart)
         self.model_waiting: list[Item] = []
         self.model_running: list[Item] = []
         self.clock = 0
@@ -111,6 +114,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             return True
         if item.alone and any(one.alone and one.level is not Priority.CRITICAL for one in self.model_running):
             return False
+        ordinary = [one for one in self.model_running if one.level is not Priority.CRITICAL]
+        if self.others is not None and item.kind not in self.apart:
+            running = sum(one.kind not in self.apart for one in ordinary)
+            assert running <= self.others
+            if running == self.others:
+                return False
         if limit is None:
             return True
         busy = sum(one.kind == item.kind and one.level is not Priority.CRITICAL for one in self.model_running)
@@ -168,6 +177,42 @@ SchedulerMachine.TestCase.settings = settings(max_examples=60, stateful_step_cou
 
 class TestSchedulerKeepsItsPromises(SchedulerMachine.TestCase):  # type: ignore[misc,valid-type]  # made at run time
     """I3, I4: order in a lane, CRITICAL first, LOW in its turn, limits; nothing lost, nothing started twice."""
+
+
+class ReservingMachine(SchedulerMachine):
+    """The same with places that are kept for one type."""
+
+    others = 1
+    apart = frozenset({"two"})
+
+
+ReservingMachine.TestCase.settings = SchedulerMachine.TestCase.settings
+
+
+class TestPlacesThatAreReserved(ReservingMachine.TestCase):  # type: ignore[misc,valid-type]  # made at run time
+    """The others have the rest, and no record waits for ever."""
+
+
+def test_types_with_places_of_their_own_do_not_wait_for_the_others() -> None:
+    """Nor do the others take theirs; CRITICAL waits for neither."""
+    scheduler: Scheduler[Item] = Scheduler(others=2, apart={"two"})
+    for number in range(4):
+        scheduler.push(Item(Priority.HIGH, f"s{number}", "any", (number, 0)))
+        scheduler.push(Item(Priority.NORMAL, f"c{number}", "two", (number, 1)))
+    started = [item for item in iter(scheduler.pop, None) if item is not None]
+    assert [item.kind for item in started] == ["any"] * 2 + ["two"] * 4
+    urgent = Item(Priority.CRITICAL, "u", "any", (9, 0))
+    scheduler.push(urgent)
+    assert scheduler.pop() is urgent
+    scheduler.done(urgent)
+    assert scheduler.pop() is None
+    scheduler.done(started[2])
+    assert scheduler.pop() is None
+    scheduler.done(started[0])
+    last = scheduler.pop()
+    assert last is not None
+    assert last.order == (2, 0)
+    assert scheduler.pop() is None
 
 
 def scheduler_of(*items: Item) -> Scheduler[Item]:

@@ -60,13 +60,15 @@ class Callbacks:
     """Takes callbacks for a ``receiver``, which the transport sets while it runs.
 
     Where the receiver has ``invalid(topic, raw, reason)`` (a coroutine function), it gets what is no message, too.
-    ``subscriptions`` and ``handlers`` are counted for the pages of the older program.
+    ``subscriptions`` and ``handlers`` are counted for the pages of the older program. ``known``: whether it is known
+    which device this is; until then everything is to come again.
     """
 
     def __init__(self, options: ClientOptions, *, max_body: int = MAX_BODY, patience: float = PATIENCE) -> None:
         self.receiver: Receiver | None = None
         self.subscriptions: Callable[[], int] = lambda: 0
         self.handlers: Callable[[], int] = lambda: 0
+        self.known: Callable[[], bool] = lambda: True
         self._secret = options.secret.encode() if options.secret is not None else None
         self._max_body = max_body
         self._patience = patience
@@ -143,6 +145,8 @@ class Callbacks:
                 receiver = self.receiver
                 if receiver is None:
                     return self._later("link_not_running", "the MQTT link does not run now, or goes another way")
+                if not self.known():
+                    return self._later("no_identity", "which device this is is not known yet")
                 if failed != self._failed:  # else it would overtake the one that is to come again
                     return self._later("not_stored", "one that came before could not be stored")
                 try:

@@ -51,6 +51,7 @@ class ClientTransport:
         self._api = ClientApi(options)
         self._filters = Filters(self._api)
         self.callbacks.subscriptions = lambda: len(self._filters.placed)
+        self.callbacks.known = lambda: self._identity.device is not None
         self._lanes = Lanes(self._send, self._broken)
         self._refusals = Refusals()
         self._watch = Watch(self._api.http, self._ended)

@@ -10,15 +10,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import random
 import time
 from collections import OrderedDict, deque
+from dataclasses import replace
 from typing import Any, Final
 
 from petalbus.daemon.bus.errors import BusError
 from petalbus.handlers.mqtt.direct.connection import Connection
 from petalbus.handlers.mqtt.direct.packets import Publish
 from petalbus.handlers.mqtt.transport import Incoming, Receiver
+from petalbus.schemas.stamps import boot_clock_ns
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,8 @@ _AT_ONCE: Final = 32
 _RETRY_FIRST: Final = 0.05
 _RETRY_MOST: Final = 5.0
 _MOST_REMEMBERED: Final = 256
+_HELD_UP_NS: Final = 5_000_000_000
+"""What took longer to be stored may have kept the broker from bringing more."""
 _CROSSING_S: Final = 10.0
 """Seconds for which a repetition may have been on its way when our acknowledgement left."""
 
@@ -64,6 +69,8 @@ class Inbox:
         self._empty = asyncio.Event()
         self._empty.set()
         self._closed = False
+        self._all_since = time.monotonic()
+        """Since when the broker has held nothing back for us, as far as we know."""
 
     def attach(self, connection: Connection) -> None:
         """Messages come from this connection from now on."""
@@ -73,6 +80,7 @@ class Inbox:
 
     def start_session(self, *, present: bool) -> None:
         """The broker says whether it remembers us. If not, nothing of before comes again."""
+        self._all_since = time.monotonic() if present else -math.inf
         if not present:
             self._left.clear()
 
@@ -103,6 +111,7 @@ class Inbox:
         mid, message = publish.mid, publish.message
         if mid is not None and (self._repeated(message, mid, connection) or self._known(message, mid, connection)):
             return
+        message = replace(message, link_s=time.monotonic() - self._all_since)
         entry = _Entry(message, mid, connection)
         if mid is not None:
             self._open[mid] = entry
@@ -133,6 +142,8 @@ class Inbox:
                 self._bytes -= len(entry.message.payload)
                 entry.stored = True
                 self._acknowledge(entry)
+            if not all(stored) or boot_clock_ns() - some[0].message.arrived_ns > _HELD_UP_NS:
+                self._all_since = time.monotonic()  # without our acknowledgements the broker brings no more
             self._flow()
             if all(stored):
                 self.not_stored, delay = "", _RETRY_FIRST
@@ -217,6 +228,7 @@ class Inbox:
         if self._connection is None:
             return
         if len(self._queue) >= MOST or self._bytes >= MOST_BYTES:
+            self._all_since = time.monotonic()
             self._connection.read_on(reading=False)
         elif len(self._queue) <= MOST // 2 and self._bytes <= MOST_BYTES // 2:
             self._connection.read_on(reading=True)

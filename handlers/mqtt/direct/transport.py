@@ -39,9 +39,7 @@ _SHORT: Final = 60.0
 _OFTEN: Final = 5
 """So many connections of less than so many seconds that end without a word are no accident any more."""
 
-_NOBODY: Final = Failure(
-    "no-identity", "neither a client id nor the device's id is known yet: who are we to the broker?"
-)
+_NOBODY: Final = Failure("no-identity", "the device's id is not known yet: which commands are for us?")
 
 
 class DirectTransport:
@@ -83,7 +81,8 @@ class DirectTransport:
     def want(self, filters: Mapping[str, int], identity: Identity) -> None:
         """See Transport.want."""
         self._filters.want(filters)
-        client_id = identity.client_id or identity.device
+        # before we know which device this is nothing can be told to be for us: the broker keeps it until then
+        client_id = (identity.client_id or identity.device) if identity.device else None
         if client_id != self._client_id:
             self._client_id = client_id
             self._other.set()

@@ -21,6 +21,8 @@ _QUOTA: Final = 0x97
 _PERHAPS_LATER: Final = frozenset({0x80, 0x83, 0x91})
 """Unspecified, specific to the broker, "packet id in use": they say nothing against the message."""
 _MOMENT_S: Final = 0.5
+_IN_A_ROW: Final = 32
+"""Messages that may leave before others get the event loop."""
 _MOST_BEHIND: Final = 1024
 _UNLIMITED: Final = 268_435_460
 
@@ -52,6 +54,7 @@ class Window:
         self._unconfirmed: deque[tuple[float, str]] = deque(maxlen=256)
         self._alone: str | None = None
         self._asking = False
+        self._in_a_row = 0
         self._alive_at = -math.inf
         self._room = asyncio.Event()
         self._idle = asyncio.Event()
@@ -96,7 +99,10 @@ class Window:
 
     async def room(self) -> None:
         """Wait until one more message can go."""
-        await asyncio.sleep(0)  # quality 0 has nothing to wait for: who sends only that must let others work, too
+        self._in_a_row += 1
+        if self._in_a_row >= _IN_A_ROW:  # quality 0 has nothing to wait for: who sends only that lets others work, too
+            self._in_a_row = 0
+            await asyncio.sleep(0)
         while not self._has_room():
             self._room.clear()
             await self._room.wait()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from petalbus.daemon.bus.errors import BusError, HandlerError
-from petalbus.handlers.mqtt.words import COMMAND, COMMANDS_AT_ONCE, handlers_key, mirrored
+from petalbus.handlers.mqtt.words import COMMAND, COMMANDS_AT_ONCE, STOPPED, handlers_key, mirrored, place_of
 from petalbus.petals.base import Petal
 from petalbus.petals.exits import contained
 from petalbus.petals.heavy import overtaking, run_heavy
@@ -133,7 +133,7 @@ class Commands:
         served = self._served.setdefault(id(bus), [])
         served.append(name)
         if len(served) == 1:
-            bus.on(COMMAND, redelivery="report", concurrency=COMMANDS_AT_ONCE)(self._serving(served))
+            bus.on(COMMAND, redelivery="report", concurrency=COMMANDS_AT_ONCE)(self._serving(served, bus.app))
             await bus.listen()
         await self._declare(bus, served)
 
@@ -184,16 +184,20 @@ class Commands:
                 raise HandlerError(text, error_code="DEADLINE_EXPIRED")
             await asyncio.sleep(_LOOK_S)
 
-    def _serving(self, served: list[str]) -> Callable[[Record], Awaitable[None]]:
+    def _serving(self, served: list[str], app: str) -> Callable[[Record], Awaitable[None]]:
+        stop = _LatestStop()
+
         async def command(record: Record) -> None:
+            stop.note(record)
             await self._until_it_may_run(record)
+            stop.check(record)
             topic, message = record.data["topic"], mirrored(record.data["payload"])
             self._note_sender(topic, message)
             failure: Exception | None = None
             for handler, heavy in [self._handlers[name] for name in served]:
                 copy = dict(message)  # one that changes it must not change it for the others
                 try:
-                    with contained(), overtaking(record.priority is Priority.CRITICAL):
+                    with contained(), overtaking(app, urgent=record.priority is Priority.CRITICAL):
                         await (run_heavy(handler, topic, copy) if heavy else handler(topic, copy))
                 except Exception as error:  # noqa: BLE001  # raised below, when the others have had their turn
                     failure = failure or error
@@ -201,6 +205,27 @@ class Commands:
                 raise failure
 
         return command
+
+
+class _LatestStop:
+    """What came before a stop and has not begun must not undo it. Of this process: what a restart forgets has a
+    deadline of its own.
+    """
+
+    def __init__(self) -> None:
+        self._place = (0, 0)
+
+    def note(self, record: Record) -> None:
+        """A command is about to begin."""
+        if record.priority is Priority.CRITICAL:
+            self._place = max(self._place, place_of(record.data) or self._place)
+
+    def check(self, record: Record) -> None:
+        """Raises HandlerError for one that came before the stop."""
+        place = place_of(record.data)
+        if record.priority is not Priority.CRITICAL and place is not None and place < self._place:
+            text = f"a stop came after {record.data['payload'].get('command')}, which had not begun; it is not run"
+            raise HandlerError(text, error_code=STOPPED)
 
 
 def _commands_of(handler: Handler) -> set[str] | None:
