@@ -14,8 +14,8 @@ from pymavlink.dialects.v20 import all as mavlink
 from mavlink.ground import BOTH, stop, until
 from mavlink.peer import Peer
 from petalbus.handlers.mavlink.errors import OrderNotPossible
-from petalbus.handlers.mavlink.files.logs import LogInfo, LogTimeout, LogUnknown
-from petalbus.handlers.mavlink.sim.autopilot import PX4
+from petalbus.handlers.mavlink.files.logs import LogInfo, LogTimeout, LogUnknown, LogUnreadable
+from petalbus.handlers.mavlink.sim.autopilot import ARDUPILOT, PX4
 from petalbus.handlers.mavlink.sim.disk import Log
 from petalbus.handlers.mavlink.sim.node import SimVehicle
 
@@ -28,6 +28,8 @@ class Card:
         self.takes = takes
         self.lose: set[int] = set()
         """Ids whose entry is lost, once."""
+        self.full = False
+        """No room for the list, which is made on the card: nothing is listed."""
         self._free_at = 0.0
 
     def __call__(self, peer: Peer, message: Any) -> None:
@@ -41,9 +43,10 @@ class Card:
             loop.call_at(max(loop.time(), self._free_at), peer.send, answer)
         elif kind == "LOG_ERASE":
             self.sizes.clear()
+            self.full = False
 
     def _list(self, peer: Peer, start: int, end: int) -> None:
-        number = len(self.sizes)
+        number = 0 if self.full else len(self.sizes)
         for log_id in range(start, number):
             if log_id in self.lose:
                 self.lose.discard(log_id)
@@ -76,6 +79,39 @@ async def test_nothing_is_answered_by_nothing(vehicle: Callable[..., Any]) -> No
     with pytest.raises(LogUnknown, match="it has 0"):
         await ground.logs.download(2)
     assert time.monotonic() - began < 15.0
+
+
+async def test_a_full_card_is_erased_although_nothing_is_listed(vehicle: Callable[..., Any]) -> None:
+    """The list has no room there, so PX4 says nothing: the order leaves once all the same."""
+    ground, peer = await vehicle(card := Card([100, 200]))
+    card.full = True
+    assert await ground.logs.list_logs() == []
+    assert await ground.logs.erase_all() == []
+    assert len(peer.of("LOG_ERASE")) == 1
+    assert not card.sizes
+
+
+async def test_an_empty_list_is_not_erased_where_the_vehicle_says_so(open_ground: Callable[..., Any]) -> None:
+    """ArduPilot answers that it has none."""
+    ground, sim = await open_ground(ARDUPILOT)
+    sim.disk.logs = []
+    assert await ground.logs.erase_all() == []
+    assert not ground.events("log erase")
+
+
+async def test_silence_that_loss_may_explain_is_not_taken_for_an_empty_card(vehicle: Callable[..., Any]) -> None:
+    """Four lists are lost, and no question for the time is."""
+    ground, _ = await vehicle(card := Card([100]))
+    lists = 0
+
+    def lossy(peer: Peer, start: int, end: int) -> None:
+        nonlocal lists
+        lists += 1
+        if lists > 4:
+            Card._list(card, peer, start, end)
+
+    card._list = lossy  # type: ignore[method-assign]  # the wire loses what it says
+    assert await ground.logs.list_logs() == [LogInfo(0, 100, 1000)]
 
 
 async def test_a_card_that_takes_too_long_is_not_taken_for_an_empty_one(vehicle: Callable[..., Any]) -> None:
@@ -159,6 +195,43 @@ async def test_a_file_that_somebody_else_left_open(open_ground: Callable[..., An
     new = bytes(range(256)) * 80
     renew(sim, 1, new)
     assert await ground.logs.download(1, timeout=3.0) == new
+
+
+async def test_a_cancel_in_the_last_window_leaves_no_file_open(open_ground: Callable[..., Any], tmp_path: Path) -> None:
+    """The end was asked for, and did not come: with one log there is no other one to ask for."""
+    ground, sim = await open_ground(PX4)
+    sim.disk.logs = sim.disk.logs[-1:]
+    sim.disk.files[sim.disk.logs[0].path] = bytearray(bytes((7,)) * 90_000)
+    server = sim._answers[119]
+    server._per_tick = 10
+    task = asyncio.create_task(ground.logs.download_to(0, tmp_path / "log"))
+    await until(lambda: (tmp_path / "log.part").exists() and (tmp_path / "log.part").stat().st_size)
+    await until(lambda: server._sending and server._offset > 30_000)  # the second window, and last
+    await stop(task)
+    await until(lambda: ground.events("log request end"))
+    assert server._open is None
+    new = bytes(range(256)) * 300
+    renew(sim, 0, new)
+    assert await ground.logs.download(0, timeout=3.0) == new
+
+
+async def test_a_file_that_was_erased_while_it_was_open_is_no_empty_log(
+    open_ground: Callable[..., Any], tmp_path: Path
+) -> None:
+    """PX4 goes on reading no file under the old id: pieces of 0 bytes of a log that is listed with some."""
+    ground, sim = await open_ground(PX4)
+    await ground.logs.list_logs()
+    ground.calls.send("LOG_REQUEST_LIST", 1, target_system=1, target_component=1, start=0, end=0xFFFF)
+    ground.calls.send("LOG_REQUEST_DATA", 1, target_system=1, target_component=1, id=0, ofs=0, count=90)
+    server = sim._answers[119]
+    await until(lambda: server._open is not None and not server._sending)
+    assert await ground.logs.erase_all() == []
+    path = "/fs/microsd/log/new.ulg"
+    sim.disk.files[path] = bytearray(5000)
+    sim.disk.logs = [Log(9, path, 5)]
+    with pytest.raises(LogUnreadable, match="listed with 5000 bytes"):
+        await ground.logs.download_to(0, tmp_path / "log", timeout=3.0)
+    assert not (tmp_path / "log").exists()
 
 
 @BOTH

@@ -141,3 +141,30 @@ async def test_what_is_there_may_be_longer_than_the_log_now_is(timeless: Callabl
     info = await task
     assert path.read_bytes() in (listed[: DONE // 2], listed)
     assert info.size == path.stat().st_size
+
+
+async def test_a_cancel_while_it_is_compared_leaves_no_file_open(timeless: Callable[..., Any], tmp_path: Path) -> None:
+    """PX4 would serve it later under the same number; and the wire may lose the request that closes it."""
+    ground, sim = await timeless()
+    path, server, begun = tmp_path / "flight.log", sim._answers[119], contents(sim)[:DONE]
+    sim.disk.logs = sim.disk.logs[1:2]
+    note = {"system": 1, "id": 0, "size": SIZE, "time_utc": 0, "log_size": SIZE}
+    path.with_name(path.name + ".part").write_bytes(begun)
+    path.with_name(path.name + ".part.json").write_text(json.dumps(note))
+    server._per_tick = 1
+    lost: list[int] = []
+    request = server._request
+
+    def deaf(fields: dict[str, Any]) -> None:
+        if fields["ofs"] >= SIZE - PIECE and not lost:
+            lost.append(fields["ofs"])
+            return
+        request(fields)
+
+    server._request = deaf
+    task = asyncio.create_task(ground.logs.download_to(0, path))
+    await until(lambda: server._open is not None and server._offset > PIECE)
+    await stop(task)
+    await until(lambda: ground.events("log request end"))
+    assert lost
+    assert server._open is None

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +27,7 @@ from petalbus.handlers.mavlink.files.ftp_fetch import (
 )
 from petalbus.handlers.mavlink.files.ftp_file import PartFile, Source
 from petalbus.handlers.mavlink.files.ftp_read import TELL_EVERY_S, Tell
-from petalbus.handlers.mavlink.files.ftp_talk import FtpPeer, FtpTimeout, FtpTimes, Talk, settled
+from petalbus.handlers.mavlink.files.ftp_talk import FtpBusy, FtpPeer, FtpTimeout, FtpTimes, Talk, settled
 from petalbus.handlers.mavlink.files.ftp_wire import (
     FTP_ID,
     MOST_DATA,
@@ -56,16 +56,11 @@ _BLOCK: Final = 64 << 10
 _MOST_PLACES: Final = 20_000
 
 
-class FtpBusy(FtpError):
-    """Other transfers with this vehicle did not end in the time allowed. Nothing was sent."""
-
-    code = "FTP_BUSY"
-
-
 class FtpClient:
     """File operations on the vehicle of a link.
 
-    All raise FtpRefused, FtpTimeout, FtpBusy, FtpPathInvalid and NotConnected.
+    All raise FtpRefused, FtpTimeout, FtpBusy, FtpPathInvalid and NotConnected. What changes something is sent only when
+    the vehicle is seen to be free: ArduPilot at a burst would do it minutes later, when nobody expects it any more.
     Paths are the vehicle's own, such as ``/fs/microsd/log`` or ``@PARAM/param.pck``, of at most 238 bytes.
     """
 
@@ -131,18 +126,25 @@ class FtpClient:
 
     async def _change(self, opcode: Opcode, what: str, data: bytes, *, offset: int = 0) -> None:
         async with self._talk() as talk:
+            await talk.need_free(what)
             await talk.ask(opcode, what, offset=offset, data=data)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    async def read(self, path: str, *, tell: Tell | None = None, offset: int = 0) -> bytes:
+    async def read(
+        self, path: str, *, tell: Tell | None = None, offset: int = 0, patience: float | None = None
+    ) -> bytes:
         """A file's bytes from ``offset`` on, at most 64 MiB, checked as ``download`` does it.
 
+        ``patience``: seconds to wait for the end of a burst that nobody wants any more (None: minutes); FtpBusy then.
         Raises FtpTooLarge, FtpCorrupt.
         """
         path_bytes(path)
         memory = Memory()
         async with self._talk() as talk:
+            if patience is not None:
+                with suppress(FtpTimeout):  # mere silence is given its time at the opening
+                    await talk.need_free(f"read {path}", patience)
             await Fetch(talk, path, memory, origin=offset, tell=tell, most=READ_MOST).run()
         return bytes(memory.data)
 
@@ -178,6 +180,7 @@ class FtpClient:
         source = await Source.open(data)
         try:
             async with self._talk() as talk:
+                await talk.need_free(what)
                 async with opened(talk, Opcode.CREATE_FILE, remote) as (session, _):
                     await self._write(talk, session, source, what, tell)
                 if not remote.startswith("@") and not await _arrived(talk, remote, source):

@@ -7,7 +7,6 @@ that are compared with the file opened anew (see ftp_proof.py), also each time t
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -37,9 +36,8 @@ ATTEMPTS: Final = 3
 
 _REST_S: Final = 0.25
 _LOST: Final = (FtpNak.INVALID_SESSION, FtpNak.FILE_NOT_FOUND)
-_PX4_LOST: Final = ((FtpNak.FAIL_ERRNO, errno.EBADF), (FtpNak.FILE_EXISTS, None))
-"""How PX4 says it, too: older ones burst from no file, and what exists is the last that the file system complained of.
-"""
+_PX4_LOST: Final = (FtpNak.FAIL_ERRNO, FtpNak.FILE_EXISTS)
+"""How PX4 says it, too: older ones burst from no file, with the errno of that or of whatever failed before it."""
 _MIXED: Final = "what came is not all of this file: something else uses the vehicle's files, or changes this one"
 
 
@@ -155,7 +153,7 @@ class Fetch:
         """Whether it means that the session is gone."""
         if refused.error in _LOST:
             return True
-        return self._talk.peer.is_px4 and (refused.error, refused.errno) in _PX4_LOST
+        return self._talk.peer.is_px4 and refused.error in _PX4_LOST
 
     async def _keep(self, data: bytes, _size: int) -> None:
         await self._sink.write(data)

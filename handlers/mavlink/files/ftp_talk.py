@@ -36,7 +36,7 @@ from petalbus.handlers.mavlink.wire.framing import Frame
 
 log = logging.getLogger(__name__)
 
-__all__ = ["FtpPeer", "FtpTimeout", "FtpTimes", "Talk", "settled"]
+__all__ = ["FtpBusy", "FtpPeer", "FtpTimeout", "FtpTimes", "Talk", "settled"]
 
 _REST_AFTER_FAILED_SEND_S: Final = 0.05
 _EAGER: Final = 3
@@ -62,6 +62,12 @@ class FtpTimeout(FtpError):
     def detail(self) -> dict[str, int | None]:
         """How far it came, in bytes."""
         return {"done": self.done, "total": self.total}
+
+
+class FtpBusy(FtpError):
+    """Other transfers with this vehicle did not end in the time allowed. Nothing was sent."""
+
+    code = "FTP_BUSY"
 
 
 @dataclass(slots=True)
@@ -136,6 +142,25 @@ class Talk:
         return packet
 
     # -- requests -----------------------------------------------------------------------------------------------------
+
+    async def need_free(self, what: str, seconds: float = 0.0) -> None:
+        """Make sure that ArduPilot is not at a burst: what it is asked then it may do minutes later.
+
+        Raises FtpBusy when it goes on for ``seconds`` (0: as long as silence may last), FtpTimeout for mere silence.
+        """
+        if not self.peer.is_ardupilot:
+            return
+        try:
+            await self.ask(Opcode.NONE, what, silence=seconds, busy=0.0)
+        except FtpRefused:
+            return  # an answer, too
+        except FtpTimeout:
+            if time.monotonic() - self._streaming_at > self.times.silence:
+                raise
+            raise FtpBusy(
+                f"{what}: the vehicle still sends the rest of a cancelled file; nothing was sent. Try again when it is "
+                "over, which may take minutes on a slow line"
+            ) from None
 
     async def ask(
         self,
@@ -276,7 +301,7 @@ class Talk:
             try:
                 answer = await self.ask(opcode, f"open {path}", data=data)
             except FtpRefused as refused:
-                if not self._is_stale(opcode, refused.error) or not (peer.unsure or refused.sends > 1):
+                if not self._is_stale(refused.error) or not (peer.unsure or refused.sends > 1):
                     raise
                 log.info("system %d has a stale FTP session; resetting them", peer.system)
                 await self.ask(Opcode.RESET_SESSIONS, "reset the sessions")
@@ -288,27 +313,25 @@ class Talk:
         peer.unsure = True
         return answer.session, unpack_u32(answer.data) if len(answer.data) >= 4 else 0
 
-    def _is_stale(self, opcode: Opcode, error: int) -> bool:
+    def _is_stale(self, error: int) -> bool:
         """Whether a refusal to open may mean that a session is open already.
 
-        PX4 says that the file exists, whatever it refuses, while that is the last that its file system complained of.
+        PX4 says that the file exists, whatever it refuses, while that is the last that its file system complained of;
+        it never means it, for it writes over a file that is there.
         """
         if self.peer.is_ardupilot and error == FtpNak.FAIL:
             return True
-        return error in _GONE or (self.peer.is_px4 and error == FtpNak.FILE_EXISTS and opcode == Opcode.OPEN_FILE_RO)
+        return error in _GONE or (self.peer.is_px4 and error == FtpNak.FILE_EXISTS)
 
     async def close(self) -> None:
         """Close what may be open. Never raises for what the vehicle does: the next opening sets it right.
 
-        A vehicle in the midst of a burst has it in its queue, and may do it long after we have gone.
+        A vehicle in the midst of a burst has it in its queue, and may do it long after we have gone: nobody waits.
         """
-        times = self.times
         if self._open is None:
             return
         try:
-            await self.ask(
-                Opcode.TERMINATE_SESSION, "close", session=self._open, silence=times.close, busy=times.silence
-            )
+            await self.ask(Opcode.TERMINATE_SESSION, "close", session=self._open, silence=self.times.close, busy=0.0)
         except FtpRefused:
             pass  # it is closed already
         except FtpTimeout:

@@ -30,7 +30,8 @@ _PROBE_S: Final = 0.05, 0.25
 _SETTLE_S: Final = 0.3
 _LULL_S: Final = 0.3
 _DEAF_S: Final = 4.0
-_SILENT: Final = 3
+_SILENT: Final = 5
+_SILENT_ALONE: Final = 2
 _DOUBT: Final = 0.03
 _OTHERS: Final = 2
 
@@ -98,7 +99,7 @@ class Lister:
             if await self._round(*listing.missing(), take, end):
                 return
             if listing.total is None and self._is_nothing():
-                listing.total = 0
+                listing.total, listing.silent = 0, True
 
     async def find(self, log_id: int, end: float) -> tuple[LogInfo, int]:
         """What a log is, and how many there are. Raises LogUnknown; TimeoutError at ``end`` (monotonic seconds)."""
@@ -123,7 +124,7 @@ class Lister:
                 return found[0].info, found[0].number
             if first == 0 and self._is_nothing():
                 raise self._unknown(log_id, 0)
-            if self._silent >= _SILENT - 1:
+            if self._silent >= _SILENT_ALONE:
                 first, last, others = 0, ALL, _OTHERS  # any log tells now how many there are
         raise TimeoutError
 

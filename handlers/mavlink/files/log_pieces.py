@@ -51,7 +51,14 @@ class Listing:
         """By id."""
         self.total: int | None = None
         """How many logs there are; None: not known."""
+        self.silent = False
+        """That there are none was concluded from silence; nobody said so."""
         self._first = first
+
+    @property
+    def logs(self) -> list[LogInfo]:
+        """What came, by id."""
+        return [self.infos[number] for number in sorted(self.infos)]
 
     def take(self, entry: Entry) -> None:
         """An entry. Where the number of logs changed, their ids may mean others now: begin again."""

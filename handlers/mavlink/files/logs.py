@@ -35,7 +35,7 @@ from petalbus.handlers.mavlink.flight.state import Autopilot, VehicleState
 from petalbus.handlers.mavlink.flight.vehicle import Vehicle
 from petalbus.handlers.mavlink.wire.calls import Calls, Inbox, Operation
 
-__all__ = ["LogBusy", "LogClient", "LogInfo", "LogTimeout", "LogTooLarge", "LogUnknown", "Tell"]
+__all__ = ["LogBusy", "LogClient", "LogInfo", "LogTimeout", "LogTooLarge", "LogUnknown", "LogUnreadable", "Tell"]
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ _ERASED_LOOK_S: Final = 0.3
 _LEAST_LOOK_S: Final = 4.0
 _LIST_AGAIN_S: Final = 5.0
 _LET_GO_S: Final = 0.3
+_LET_GO_ASKS: Final = 3
 _LIKE_HEAD: Final = 16 * PIECE
 _LIKE_TAIL: Final = 48 * PIECE
 
@@ -63,6 +64,12 @@ class LogTooLarge(MavlinkError):
     """The log is larger than what was allowed; nothing was fetched."""
 
     code = "LOG_TOO_LARGE"
+
+
+class LogUnreadable(MavlinkError):
+    """The vehicle lists the log, and sends nothing of it."""
+
+    code = "LOG_UNREADABLE"
 
 
 class LogBusy(MavlinkError):
@@ -89,7 +96,7 @@ class _Job:
     """Bytes of PX4's file; 0: nothing is known to stay open there."""
     asked: int = 0
     at_end: bool = False
-    """The latest request reaches to the file's end."""
+    """The file's end came, as an answer to the latest request."""
     listed_at: float = float("-inf")
     progress_at: float = 0.0
     told_at: float = float("-inf")
@@ -114,10 +121,13 @@ class LogClient:
         self._free = asyncio.Lock()
 
     async def list_logs(self, *, timeout: float = 10.0) -> list[LogInfo]:
-        """All logs by id. Raises NotConnected, LogBusy, LogTimeout when some are missing after ``timeout`` s."""
-        return await self._listed(timeout, None)
+        """All logs by id. Raises NotConnected, LogBusy, LogTimeout when some are missing after ``timeout`` s.
 
-    async def _listed(self, timeout: float, operation: Operation | None) -> list[LogInfo]:
+        Empty: PX4 told none. It says nothing where it has none, and also where its card has no room for the list.
+        """
+        return (await self._listed(timeout, None)).logs
+
+    async def _listed(self, timeout: float, operation: Operation | None) -> Listing:
         """The same; ``operation``: the one that it is a part of."""
         state = self._vehicle.heard_lately()
         asked = self._asked(state, operation)
@@ -132,7 +142,7 @@ class LogClient:
                         self._end(state.system)
             if not listing.complete():
                 raise LogTimeout("the list of logs", len(listing.infos), listing.total, timeout)
-        return [listing.infos[number] for number in sorted(listing.infos)]
+        return listing
 
     def _asked(self, state: VehicleState, operation: Operation | None = None) -> Asked:
         return Asked(operation or Operation(state.system), px4=state.autopilot == Autopilot.PX4)
@@ -143,7 +153,8 @@ class LogClient:
         """The bytes of a log, at most the first ``size``; fewer than listed where the vehicle ends it earlier.
 
         ``tell(done, total)`` is told bytes five times a second at most. Raises NotConnected, LogBusy, LogUnknown,
-        LogTooLarge, and LogTimeout when nothing new comes for ``timeout`` seconds.
+        LogTooLarge, LogUnreadable when it is listed and nothing of it comes, and LogTimeout when nothing new comes for
+        ``timeout`` seconds.
         """
         sink = MemorySink()
         await self._download(log_id, size, tell, timeout, self._most_in_memory, sink)
@@ -170,17 +181,20 @@ class LogClient:
         """Erase all logs; returns the ones that are still there, such as the one being written.
 
         The protocol has no answer to it: the list is looked at before and after, and the order repeated while no
-        log is gone, for ``timeout`` seconds. Raises NotConnected, LogBusy, LogTimeout, and OrderNotPossible while the
-        vehicle is armed: PX4 would erase the log of this flight, too.
+        log is gone, for ``timeout`` seconds. Where PX4 tells no logs it leaves once all the same: a full card has no
+        room for the list. Raises NotConnected, LogBusy, LogTimeout, and OrderNotPossible while the vehicle is armed:
+        PX4 would erase the log of this flight, too.
         """
         end = time.monotonic() + timeout
         operation = Operation(self._disarmed().system)
-        before = left = await self._listed(timeout, operation)
-        while before and len(left) >= len(before) and time.monotonic() < end:
+        before = await self._listed(timeout, operation)
+        left, blind = before.logs, before.silent
+        while blind or (before.logs and len(left) >= len(before.logs) and time.monotonic() < end):
+            blind = False
             system = self._disarmed().system
             self._calls.send("LOG_ERASE", system, part_of=operation, target_system=system, target_component=1)
             await asyncio.sleep(_ERASED_LOOK_S)
-            left = await self._listed(max(_LEAST_LOOK_S, end - time.monotonic()), operation)
+            left = (await self._listed(max(_LEAST_LOOK_S, end - time.monotonic()), operation)).logs
         return left
 
     def _disarmed(self) -> VehicleState:
@@ -247,9 +261,11 @@ class LogClient:
         """These bytes, as the vehicle has them now."""
         look = replace(job, tell=None, done=0, progress_at=time.monotonic())
         window = Window(begin, end - begin)
-        while not window.complete:
-            await self._range(look, window)
-        job.asked, job.at_end, job.listed_at = look.asked, look.at_end, look.listed_at
+        try:
+            while not window.complete:
+                await self._range(look, window)
+        finally:
+            job.asked, job.at_end, job.listed_at = look.asked, look.at_end, look.listed_at
         return bytes(window.data)
 
     async def _entry(self, log_id: int, asked: Asked, timeout: float, pace: Pace) -> tuple[LogInfo, int]:
@@ -275,11 +291,18 @@ class LogClient:
             job.done += len(window.data)
             if window.cut:
                 job.total = job.done
-                job.at_end = True
+                if not job.done:
+                    raise self._unreadable(job)
             rate = pieces / max(0.001, time.monotonic() - began)
             pieces = min(_WINDOW[1], 4 * pieces, max(_WINDOW[0], int(rate * _WINDOW_S)))
         if job.tell is not None:
             await job.tell(job.done, job.total)
+
+    def _unreadable(self, job: _Job) -> LogUnreadable:
+        return LogUnreadable(
+            f"log {job.info.id} of vehicle {job.system} is listed with {job.info.size} bytes, and none of them comes; "
+            "it may have been erased. List the logs again; if it stays so, reboot the autopilot"
+        )
 
     async def _range(self, job: _Job, window: Window) -> None:
         """Ask for what is missing, and take what comes until it ends or the vehicle goes quiet."""
@@ -299,6 +322,8 @@ class LogClient:
                 continue
             now = time.monotonic()
             job.pace.came(now, answers=offset == wanted.offset)
+            # PX4 closes the file then; what was asked for after that opened it again
+            job.at_end = job.at_end or (count > 0 and wanted.offset + wanted.size >= job.whole <= offset + count)
             if window.put(offset, data[:count], job.asked):
                 job.progress_at = now
             if job.tell is not None and now - job.told_at >= TELL_EVERY_S:
@@ -315,7 +340,7 @@ class LogClient:
             job.listed_at = now
             ask_list(self._calls, job.operation, job.info.id, job.info.id)
         job.asked += 1
-        job.at_end = wanted.offset + wanted.size >= job.whole
+        job.at_end = False
         self._ask(job, job.info.id, wanted)
         job.pace.asked(time.monotonic())
 
@@ -339,17 +364,24 @@ class LogClient:
     async def _let_go(self, job: _Job) -> None:
         """PX4 closes a file only when its end was sent, and would serve an old file under the same id later."""
         try:
-            if job.asked and not job.at_end:
+            if job.whole and job.asked and not job.at_end:
                 last = Range((job.whole - 1) // PIECE * PIECE, PIECE)
-                self._ask(job, job.info.id, last)
-                until = time.monotonic() + _LET_GO_S
-                while (left := until - time.monotonic()) > 0:
-                    frame = await job.inbox.get(left)
-                    if frame is not None and _DATA_LAYOUT.unpack(filled(frame, _DATA_LAYOUT.size))[0] == last.offset:
+                for _ in range(_LET_GO_ASKS):
+                    self._ask(job, job.info.id, last)
+                    if await self._came(job, last.offset):
                         break
         except NotConnected as error:
             log.info("vehicle %d was not told that log %d is not needed: %s", job.system, job.info.id, error)
         self._end(job.system)
+
+    async def _came(self, job: _Job, offset: int) -> bool:
+        """Whether the piece there comes soon."""
+        until = time.monotonic() + _LET_GO_S
+        while (left := until - time.monotonic()) > 0:
+            frame = await job.inbox.get(left)
+            if frame is not None and _DATA_LAYOUT.unpack(filled(frame, _DATA_LAYOUT.size))[0] == offset:
+                return True
+        return False
 
     @asynccontextmanager
     async def _turn(self, timeout: float) -> AsyncIterator[None]:

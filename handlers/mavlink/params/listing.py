@@ -35,6 +35,10 @@ _PART_FOR_FILE: Final = 0.6
 """Of the time allowed; what is left is for the list."""
 _KNOWN_S: Final = 60.0
 """How long a list may be given again."""
+_BURST_S: Final = 2.0
+"""How long to wait for the end of a burst that nobody wants, before the file is given up."""
+_LEAST_LIST_S: Final = 1.0
+"""For the list, also where nothing of the time allowed is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +81,12 @@ class ParamLister:
             return dict(known.values)
         self.how = "list"
         begun, armed = time.monotonic(), state.armed
-        values = await self._client.list_all(timeout=end - begun, tell=tell)
+        values = await self._client.list_all(timeout=max(_LEAST_LIST_S, end - begun), tell=tell)
         after = None if told is None else await self._hash()
         if after is not None and after != told:  # something changed while they came: once more
             told, begun = after, time.monotonic()
             try:
-                values = await self._client.list_all(timeout=end - begun, tell=tell)
+                values = await self._client.list_all(timeout=max(_LEAST_LIST_S, end - begun), tell=tell)
             except ParamsIncomplete as error:
                 log.info("the parameters changed while they were listed, and not all came a second time: %s", error)
                 return values
@@ -114,7 +118,7 @@ class ParamLister:
 
     async def _read_file(self) -> bytes | None:
         """The file; None where the vehicle says that it has no files. That is asked meanwhile, not before."""
-        reading = asyncio.create_task(self._ftp.read(PARAM_FILE), name="mavlink.params.file")
+        reading = asyncio.create_task(self._ftp.read(PARAM_FILE, patience=_BURST_S), name="mavlink.params.file")
         asking = asyncio.create_task(self._has_files(), name="mavlink.params.version")
         try:
             await asyncio.wait({reading, asking}, return_when=asyncio.FIRST_COMPLETED)

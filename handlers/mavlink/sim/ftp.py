@@ -91,6 +91,8 @@ class FtpServer:
         """After so long without a request a file is closed."""
         self.newer = False
         """PX4's later way: a burst of no file is refused as a session that is not there, not by its file system."""
+        self.lost_errno = errno.EBADF
+        """What it tells otherwise. Versions between tell whatever failed last, and 0 after a listing."""
         self._onboard = onboard
         self._px4 = autopilot is PX4
         self._disk = disk
@@ -303,7 +305,8 @@ class FtpServer:
     def _begin_burst(self, request: FtpPacket, client: Client) -> None:
         if self._px4 and not self.newer and request.session == 0 and not self.sessions:
             # it does not look whether session 0 is open: what it then reads is no file
-            raise Nak(FtpNak.FAIL_ERRNO, errno.EBADF) if request.offset < self._known_size else Nak(FtpNak.END_OF_FILE)
+            within = request.offset < self._known_size
+            raise Nak(FtpNak.FAIL_ERRNO, self.lost_errno) if within else Nak(FtpNak.END_OF_FILE)
         self._session(request, client)
         most = _PX4_BURST if self._px4 else _ARDUPILOT_BURST
         size = request.size or MOST_DATA

@@ -2,7 +2,8 @@
 
 PX4 counts logs from 0, wants a list asked for before data, and lets a new request replace the one that runs. A list
 goes from the first id that is asked for to the last log there is; where that is none nothing is sent. The file that it
-reads stays open until its end was sent, or another one is asked for.
+reads stays open until its end was sent, or another one is asked for. When all logs are erased meanwhile it goes on
+reading no file, under the old id.
 ArduPilot counts from 1 and ignores what is asked while it sends.
 """
 
@@ -156,7 +157,10 @@ class LogServer:
 
     def _erase(self) -> None:
         self._onboard.note({"event": "log erase"})
+        still = self._open
         self.reset()
+        if self._px4 and still is not None:
+            self._open = _Open(still.id, b"", still.size)  # it closes the file, and takes its id for open still
         for log in list(self._disk.logs):
             if log.path in self._disk.files:
                 self._disk.remove(log.path)

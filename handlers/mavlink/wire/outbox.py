@@ -2,7 +2,8 @@
 
 Commands, their answers and heartbeats come first, with room that nothing else can take. What loses its worth when it
 is late is next: setpoints and sticks, of which only the newest for each vehicle waits. All else is bulk: files, logs,
-parameters, missions, and what nobody here knows.
+parameters, missions, and what nobody here knows. TIMESYNC is bulk, too: it is asked behind a request for the list of
+logs, to see that this was read, and must not overtake it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _TARGETS: Final = {
 }
 """Where in the payload of a stream's message its target system stands."""
 
-STREAM_IDS: Final = frozenset((4, 81, 111, 149, *_TARGETS))  # PING, MANUAL_SETPOINT, TIMESYNC, LANDING_TARGET
+STREAM_IDS: Final = frozenset((4, 81, 149, *_TARGETS))  # PING, MANUAL_SETPOINT, LANDING_TARGET
 """Message ids that overtake bulk."""
 
 URGENT_IDS: Final = COMMAND_IDS | STREAM_IDS

@@ -29,6 +29,8 @@ _LIST_S: Final = 20.0
 _ENTRIES_S: Final = 5.0
 _DEPTH: Final = 4
 _LOG: Final = ".ulg"
+_LOGS: Final = (_LOG, ".ulge", ".px4log", ".bin")
+"""What flight logs end with: PX4's, and ArduPilot's."""
 _RESTARTED: Final = (
     "PX4's logger was stopped and started again, without the options of its startup script: it logs while armed only, "
     "and names files by number. Reboot the autopilot to have it as before"
@@ -116,13 +118,16 @@ class MavLinkFTPProxy(BaseProxy):
     async def delete_file(self, remote_path: str, connection_timeout: float = 3.0, stop_logger: bool = True) -> None:
         """Delete a file. Raises RuntimeError when it is still there, and for a log while the vehicle is armed.
 
-        ``stop_logger``: PX4's logger is stopped meanwhile, so that it does not hold the file; not while it is armed.
+        ``stop_logger``: PX4's logger is stopped meanwhile, so that it does not hold the file. While the vehicle is
+        armed the logger is left alone, for other files than logs, too.
         """
         await self._vehicle(connection_timeout)
-        if stop_logger or remote_path.endswith(_LOG):
+        is_log = remote_path.lower().endswith(_LOGS)
+        if is_log:
             self.mavlink_proxy.refuse_armed(f"delete {remote_path}")
-        async with _LoggerStopped(self.mavlink_proxy, wanted=stop_logger):
-            if not await self._delete(remote_path):
+        wanted = stop_logger and not self.mavlink_proxy.known_armed
+        async with _LoggerStopped(self.mavlink_proxy, wanted=wanted):
+            if not await self._delete(remote_path, disarmed=is_log or wanted):
                 raise RuntimeError(f"{remote_path} could not be deleted, neither by the shell nor by MAVFTP")
 
     async def delete_all_logs(
@@ -135,23 +140,19 @@ class MavLinkFTPProxy(BaseProxy):
 
         ``{"total", "deleted", "failed", "files": [{"path", "size_bytes", "status", "error"}]}``, and ``"note"`` where
         the logger runs with other options now. ``progress_callback(done, total)`` may be async. Raises RuntimeError
-        while the vehicle is armed.
+        while the vehicle is armed; where it is armed meanwhile the rest of the logs stays ("failed").
         """
         await self._vehicle(connection_timeout)
         self.mavlink_proxy.refuse_armed("delete all logs")
         root = base or self.mavlink_proxy.root_sd_path
         found = await self._walk(root, _LOG)
-        files: list[dict[str, Any]] = []
         async with (stopped := _LoggerStopped(self.mavlink_proxy, wanted=bool(found))):
-            for number, (path, size) in enumerate(found, 1):
-                one: dict[str, Any] = {"path": path, "size_bytes": size, "status": "deleted"}
-                if not await self._delete(path):
-                    one |= {"status": "failed", "error": "neither the shell nor MAVFTP could delete it"}
-                files.append(one)
-                await _call(progress_callback, number, len(found))
+            errors = await self._delete_each(found, progress_callback)
             for folder in sorted({str(PurePosixPath(path).parent) for path, _ in found} - {root.rstrip("/")}):
-                await self._remove_folder(folder)
-        deleted = sum(one["status"] == "deleted" for one in files)
+                if not self.mavlink_proxy.known_armed:
+                    await self._remove_folder(folder)
+        files = [_result(path, size, error) for (path, size), error in zip(found, errors, strict=True)]
+        deleted = errors.count(None)
         told = {"total": len(files), "deleted": deleted, "failed": len(files) - deleted, "files": files}
         return told | {"note": _RESTARTED} if stopped.restarted else told
 
@@ -164,13 +165,13 @@ class MavLinkFTPProxy(BaseProxy):
     async def clear_error_logs(self, remote_path: str, connection_timeout: float = 3.0) -> dict[str, Any]:
         """Delete the files ``fail_*.log`` in a folder: ``{"total", "deleted", "failed"}``.
 
-        Raises RuntimeError while the vehicle is armed, for the logger is stopped meanwhile.
+        Raises RuntimeError where there are some and the vehicle is armed, for the logger is stopped meanwhile; where
+        it is armed meanwhile the rest of them stays ("failed").
         """
         await self._vehicle(connection_timeout)
-        self.mavlink_proxy.refuse_armed("delete the error logs")
         found = await self._error_logs(remote_path)
         async with _LoggerStopped(self.mavlink_proxy, wanted=bool(found)):
-            deleted = sum([await self._delete(path) for path, _ in found])
+            deleted = (await self._delete_each(found)).count(None)
         return {"total": len(found), "deleted": deleted, "failed": len(found) - deleted}
 
     async def list_directory(self, base: str | None = None, connection_timeout: float = 3.0) -> list[str]:
@@ -232,13 +233,38 @@ class MavLinkFTPProxy(BaseProxy):
         fitting = [(name, size) for name, size in entries if name.startswith("fail_") and name.endswith(".log")]
         return [(f"{folder.rstrip('/')}/{name}", size) for name, size in fitting if size is not None]
 
-    async def _delete(self, path: str) -> bool:
-        """By the shell, which removes what MAVFTP protects; by MAVFTP where there is no shell."""
+    async def _delete_each(
+        self, found: list[tuple[str, int]], progress: Callable[[int, int], Any] | None = None
+    ) -> list[str | None]:
+        """Delete them while the vehicle is disarmed; for each what went wrong, None: it is gone.
+
+        The logger is stopped: once the vehicle is armed nothing may keep that from being started again.
+        """
+        errors: list[str | None] = []
+        for number, (path, _) in enumerate(found, 1):
+            try:
+                gone = await self._delete(path, disarmed=True)
+            except VehicleError as error:
+                log.warning("%d of %d files stay: %s", len(found) - number + 1, len(found), error)
+                return errors + [str(error)] * (len(found) - len(errors))
+            errors.append(None if gone else "neither the shell nor MAVFTP could delete it")
+            await _call(progress, number, len(found))
+        return errors
+
+    async def _delete(self, path: str, *, disarmed: bool) -> bool:
+        """By the shell, which removes what MAVFTP protects; by MAVFTP where there is no shell.
+
+        ``disarmed``: only then; raises VehicleError once the vehicle is armed.
+        """
+        if disarmed:
+            self.mavlink_proxy.refuse_armed(f"delete {path}")
         try:
             if await self.mavlink_proxy.delete_file_via_shell(path):
                 return True
         except ValueError as error:
             log.debug("not by the shell: %s", error)
+        if disarmed:
+            self.mavlink_proxy.refuse_armed(f"delete {path}")
         try:
             await self.mavlink_proxy._ask("mavlink.ftp.remove", {"path": _absolute(path)}, timeout=_LIST_S)
         except VehicleError as error:
@@ -269,6 +295,7 @@ class _LoggerStopped:
         return self
 
     async def _stop(self) -> None:
+        self._vehicle.refuse_armed("stop the logger")  # nothing was typed, and nothing in the block may be done
         self._stopped = True  # from here on it may be
         try:
             await self._vehicle.stop_px4_logging(settle_time=0.5)
@@ -291,6 +318,12 @@ class _LoggerStopped:
         except (TimeoutError, RuntimeError) as error:
             # the flight goes on without a log: nobody must overlook that
             log.critical("PX4's logger was stopped and could not be started again: %s", error)
+
+
+def _result(path: str, size: int, error: str | None) -> dict[str, Any]:
+    """What ``delete_all_logs`` tells of one file."""
+    told = {"path": path, "size_bytes": size, "status": "deleted" if error is None else "failed"}
+    return told if error is None else told | {"error": error}
 
 
 async def _call(callback: Callable[[int, int], Any] | None, done: int, total: int) -> None:

@@ -335,7 +335,10 @@ class VehicleLink(ExternalProxy, ABC):
                 raise ProxyNotReady(NOT_CONNECTED) from error
             raise VehicleError(error.error_code, error.detail) from error
         except (RequestTimeout, OutcomeUnknown) as error:
-            if await _never_began(bus, request_id):
+            never_began = await _never_began(bus, request_id)
+            if isinstance(error, RequestTimeout):  # nobody waits for it any more, so it must not be done much later
+                self._spawn(bus.cancel(request_id), "mavlink.cancel")
+            if never_began:
                 raise ProxyNotReady(f"{NOT_CONNECTED}: {error}") from error
             detail = {"message": f"no answer came, and it may have been done: {error}"}
             raise VehicleError("OUTCOME_UNKNOWN", detail) from error

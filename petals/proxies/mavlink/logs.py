@@ -120,9 +120,14 @@ class FlightLogs(VehicleLink):
         """
         await self.send_shell_command("logger start", settle_time=settle_time, timeout=timeout)
 
+    @property
+    def known_armed(self) -> bool:
+        """Whether the latest state of the vehicle says that it is armed."""
+        return bool(self._seen.state.get("armed"))
+
     def refuse_armed(self, what: str) -> None:
         """Raise VehicleError where the vehicle is known to be armed: ``what`` would cost the log of this flight."""
-        if self._seen.state.get("armed"):
+        if self.known_armed:
             message = f"{what}: the vehicle is armed, and its log of this flight would be lost; nothing was sent"
             raise VehicleError("COMMAND_NOT_POSSIBLE", {"message": message})
 
