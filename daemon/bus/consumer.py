@@ -63,8 +63,7 @@ class Consumer:
         self._registry = registry
         self._options = options
         self._loop = asyncio.get_running_loop()
-        others = max(1, options.workers - sum(options.reserved.values())) if options.reserved else None
-        self.scheduler: Scheduler[Work] = Scheduler(others=others, apart=options.reserved)
+        self.scheduler: Scheduler[Work] = Scheduler(others=options.others, apart=dict(options.reserved))
         self._cancelled = cancelled
         self._unseen: set[tuple[str, bytes]] = set()
         self._held: dict[tuple[str, bytes], Work] = {}

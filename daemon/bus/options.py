@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 SOLE_HEARTBEAT: Final = 1.0
@@ -36,9 +35,10 @@ class BusOptions:
     workers: int = 4
     """Handlers of one client that may run at once, beside the one that is kept free for CRITICAL."""
 
-    reserved: Mapping[str, int] = field(default_factory=dict)
-    """Types of record for which so many of ``workers`` are kept: all other types together have the rest, and CRITICAL
-    what it needs."""
+    reserved: tuple[tuple[str, int], ...] = ()
+    """Types of record, each with so many of ``workers`` that are kept for it: all other types together have the rest,
+    and CRITICAL what it needs.
+    """
 
     window: int = 64
     """Records of one priority level that a client reads ahead."""
@@ -91,3 +91,8 @@ class BusOptions:
 
     durability: str | None = None
     """What the server promises for what it has acknowledged, stated in every receipt; None: ask it (see Receipt)."""
+
+    @property
+    def others(self) -> int | None:
+        """Handlers of all types without reserved places that may run at once; None where no places are reserved."""
+        return max(1, self.workers - sum(number for _, number in self.reserved)) if self.reserved else None

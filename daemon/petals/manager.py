@@ -220,7 +220,7 @@ class PetalManager:
         options = {
             # MQTT's commands come on top: neither they nor the petal's other work take the other's places
             "workers": self._setting("petals_concurrency", 4) + COMMANDS_AT_ONCE,
-            "reserved": {COMMAND: COMMANDS_AT_ONCE},
+            "reserved": ((COMMAND, COMMANDS_AT_ONCE),),
             "window": self._setting("petals_queue", 64),
         }
         if petal.isolation != "process":

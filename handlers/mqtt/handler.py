@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -23,6 +22,7 @@ from petalbus.handlers.mqtt.dispatch import BuiltIn, CommandDispatch, Installed
 from petalbus.handlers.mqtt.egress import Egress
 from petalbus.handlers.mqtt.ingress import Ingress
 from petalbus.handlers.mqtt.options import MqttOptions
+from petalbus.handlers.mqtt.ours import Ours
 from petalbus.handlers.mqtt.transport import Identity, Incoming, LinkState, Phase, Transport
 from petalbus.handlers.mqtt.wishes import Wishes
 from petalbus.schemas.convert.names import bus_id
@@ -38,8 +38,6 @@ log = logging.getLogger(__name__)
 _MANY_ATTEMPTS: Final = 1_000_000
 _COMMAND_WORKERS: Final = 64
 """Commands whose petal is still to be loaded wait in them."""
-FORMER_S: Final = 300.0
-"""Seconds for which commands that were sent under the organisation of before are taken still: they were under way."""
 _LOOK_S: Final = 10.0
 """Wishes for topics are told; this look is for those whose telling was lost."""
 
@@ -79,6 +77,7 @@ class MqttHandler:
         self._telemetry = connect(words.TELEMETRY)
         self._commands = connect(words.COMMANDS)
         self._who = who
+        self._ours = Ours(options)
         self.dispatch = CommandDispatch(
             self._commands,
             respond=self._respond,
@@ -86,27 +85,20 @@ class MqttHandler:
             installed=installed,
             built_in=built_in,
             deadline=options.command_deadline,
-            for_us=self._for_us,
-            here=self._is_here,
+            for_us=self._ours.are_from,
+            here=self._ours.is_here,
             urgent=options.is_urgent,
         )
         self.ingress = Ingress(
             bus,
             options,
             respond=self._respond,
-            for_us=self._for_us,
+            for_us=self._ours.are_from,
             watched=self.dispatch.waiting.watches,
         )
         self.egress = Egress(transport, options.egress, answers=self.dispatch.waiting, response=options.response)
         self.filters: dict[str, int] = {}
         """Topic filters that are wanted, with their quality of service."""
-        self._identity = Identity()
-        self._former: dict[str, float] = {}
-        """Organisations of before, until when (monotonic) their commands are taken."""
-        self._had_one = False
-        self._last: str | None = None
-        """The organisation that was known last, also before our start."""
-        self._told_strange = False
         self._look = asyncio.Event()
         self.wishes = Wishes(bus, options.egress, changed=self._look.set, installed=installed)
         self._state = LinkState()
@@ -175,7 +167,7 @@ class MqttHandler:
     async def run(self) -> None:
         """Until cancelled. Raises what no further attempt can mend."""
         last = await self._bus.ask("GET", words.organization_key(self._bus.keys))
-        self._last = last.decode() if last else None
+        self._ours.last = last.decode() if last else None
         await self._follow()
         async with asyncio.TaskGroup() as tasks:
             for name, work in (
@@ -200,8 +192,8 @@ class MqttHandler:
             "reason": state.reason,
             "code": state.code,
             "since_s": round((boot_clock_ns() - self._since_ns) / 1e9, 1),
-            "organization": self._identity.organization,
-            "device": self._identity.device,
+            "organization": self._ours.identity.organization,
+            "device": self._ours.identity.device,
             "filters": dict(self.filters),
             "wishes": self.wishes.statistics(),
             "link": self.transport.describe(),
@@ -238,19 +230,17 @@ class MqttHandler:
         identity = self._who.identity()
         filters = self._own_filters(identity)
         wished = await self.wishes.read()
-        if identity.organization and identity.organization != self._last:
+        if identity.organization and identity.organization != self._ours.last:
             await self._bus.ask("SET", words.organization_key(self._bus.keys), identity.organization)
-            self._last = identity.organization
+            self._ours.last = identity.organization
         for name, qos in wished.items():
             filters[name] = max(filters.get(name, 0), qos)
         self._expect_echoes(identity, wished)
-        if (identity, filters) == (self._identity, self.filters):
+        if (identity, filters) == (self._ours.identity, self.filters):
             return
-        if identity.organization != self._identity.organization:
-            log.info("MQTT: the organisation is %s now", identity.organization or "not known")
-            self._leave(self._identity.organization)
         self._let_later_leave(bool(identity.organization and identity.device))
-        self._identity, self.filters = identity, filters
+        self._ours.become(identity)
+        self.filters = filters
         self.egress.follow(identity)
         self.transport.want(filters, identity)
         self._tell.set()
@@ -279,45 +269,6 @@ class MqttHandler:
         base = words.base_topic(identity.organization, identity.device)
         ends = (self.options.command_edge, self.options.command_plain, self.options.response)
         return {f"{base}/{end}": 1 for end in ends}
-
-    def _is_here(self, topic: str) -> bool:
-        """Whether it is a command topic of this device, of whichever organisation; of any while it is not known."""
-        device = self._identity.device
-        parts = topic.split("/", 4)
-        if len(parts) != 5 or (parts[0], parts[2]) != ("org", "device"):
-            return False
-        if parts[4] not in (self.options.command_edge, self.options.command_plain):
-            return False
-        return device is None or parts[3] in (device, device.removeprefix("Instance-"))
-
-    def _for_us(self, topic: str) -> bool:
-        """Whether commands for this device arrive there: a petal may have subscribed those of others, too.
-
-        Those of the organisation of before for a while: it may have changed while the command was under way. While none
-        is known since the start that of the last time; where none ever was, of whichever. While the device is not known
-        nobody's are ours.
-        """
-        if not self._is_here(topic):
-            return False
-        me = self._identity
-        if me.device is None:
-            if not self._told_strange:
-                self._told_strange = True
-                log.warning("commands on %s are not carried out: which device this is is not known", topic)
-            return False
-        organization = topic.split("/", 2)[1]
-        if organization == me.organization:
-            return True
-        if me.organization is None and not self._had_one and self._last in (None, organization):
-            return True
-        return time.monotonic() < self._former.get(organization, 0.0)
-
-    def _leave(self, organization: str | None) -> None:
-        now = time.monotonic()
-        self._former = {name: until for name, until in self._former.items() if until > now}
-        if organization is not None:
-            self._had_one = True
-            self._former[organization] = now + FORMER_S
 
     # -- answers of our own -------------------------------------------------------------------------------------------
 
@@ -361,11 +312,11 @@ class MqttHandler:
         fields: dict[str, Any] = {
             **_described(state),
             "transport": self.transport.name,
-            "organization": self._identity.organization,
-            "device": self._identity.device,
+            "organization": self._ours.identity.organization,
+            "device": self._ours.identity.device,
             "topics": ",".join(sorted(self.filters)),
-            "command_topic": _topic_of(self._identity, self.options.command_edge),
-            "response_topic": _topic_of(self._identity, self.options.response),
+            "command_topic": _topic_of(self._ours.identity, self.options.command_edge),
+            "response_topic": _topic_of(self._ours.identity, self.options.response),
             "outbox": out["waiting"],
             "oldest_s": out["oldest_s"],
             "round_trip_ms": link.get("round_trip_ms"),

@@ -17,7 +17,7 @@ from petalbus.daemon.bus.errors import BusUnavailable, QueueFull
 from petalbus.daemon.bus.options import BusOptions
 from petalbus.daemon.config import Settings
 from petalbus.daemon.runtime.mqtt import mqtt_options
-from petalbus.handlers.mqtt import handler as handler_module
+from petalbus.handlers.mqtt import ours as ours_module
 from petalbus.handlers.mqtt import words
 from petalbus.handlers.mqtt.direct import DirectTransport
 from petalbus.handlers.mqtt.handler import MqttHandler
@@ -214,7 +214,7 @@ async def test_the_organisation_of_before_commands_for_a_while(
         await rig.until(lambda: any("ORG2" in name for name in rig.transport.filters), "it is another one now")
         await asked(rig, "ORG1", "1")
         await rig.until(lambda: len(rig.bodies) == 1, "it was under way")
-        monkeypatch.setattr(handler_module, "FORMER_S", 0.0)
+        monkeypatch.setattr(ours_module, "FORMER_S", 0.0)
         rig.who.become("ORG3")
         await rig.until(lambda: any("ORG3" in name for name in rig.transport.filters), "and another one")
         await asked(rig, "ORG2", "2")
