@@ -142,7 +142,7 @@ class Replay:
     async def _put_all(self, sim: SimVehicle) -> None:
         peer = self.peer
         _card_at_the_root(sim)
-        sim.missions.check_s = 1.0  # the session's questions came before PX4 had looked at the mission
+        sim.missions.check_s = 0.3  # the session's questions came before PX4 had looked at the mission
         await peer.until(lambda: peer.of("HEARTBEAT"))
         peer.send(mavlink.MAVLink_heartbeat_message(6, 8, 0, 0, 4, 3))
         sim.streams.set_interval(0, 20_000.0, 0.0)  # each state of the flight shall be in a heartbeat
