@@ -295,11 +295,12 @@ class Consumer:
         waiting = self.scheduler.waiting(level)
         if level is Priority.CRITICAL:
             return max(0, 16 * self._options.window - waiting)
-        # HIGH reads further ahead: while it is being fetched, lower levels start
-        window = self._options.window * (4 if level is Priority.HIGH else 1)
-        if waiting > window // 2 or len(self._held) > 16 * self._options.window:
-            return 0  # half a window at a time: a read for every single record would cost more than it brings
-        return window - waiting
+        # HIGH reads further ahead, as lower levels start meanwhile; who keeps places, as they may be for the last one
+        window = self._options.window
+        ahead = window * (16 if self._options.reserved else 4 if level is Priority.HIGH else 1)
+        if waiting > ahead // 2 or len(self._held) > 16 * window:
+            return 0  # half of it at a time: a read for every single record would cost more than it brings
+        return min(ahead - waiting, 4 * window)
 
     def _deliver(self, level: Priority, stream: str, entry: bytes, fields: list[bytes] | None, *, found: bool) -> None:
         if (stream, entry) in self._held:
