@@ -43,8 +43,11 @@ NOT_NOW_MOST_S: Final = 30.0
 NOT_NOW_TIMES: Final = 8
 """After so many, a minute later, it is given up: where the broker took others, or did not speak of a quota."""
 NOT_NOW_PASSED: Final = 3
+"""So many others that it took meanwhile show that it is this one. A code that does not speak of a quota is then enough
+as soon as those that rest have a quarter of all places: the others need theirs."""
 _ECHO_S: Final = 60.0
 _MOST_ECHOES: Final = 256
+_MOST_NOT_TAKEN: Final = 256
 
 
 class Answers(Protocol):
@@ -79,6 +82,8 @@ class Egress:
         self._options = options
         self._answers = answers
         self._response = response
+        self._most_resting = options.held // 4
+        self._not_taken: dict[str, int] = {}
         self._identity = Identity()
         self._heap: list[tuple[Any, Item]] = []
         self._parked: list[Item] = []
@@ -236,7 +241,7 @@ class Egress:
                 if item.expired() and not item.done.done() and not item.flying:
                     self._too_late(item)
             self._parked = [item for item in self._parked if not item.done.done()]
-            self._resting.rouse()
+            self._resting.rouse(lambda item, topic: self._crowds(item, topic, more_than=self._most_resting))
             self._latest = {where: item for where, item in self._latest.items() if not item.gone}
             await asyncio.sleep(_DEADLINE_LOOK_S)
 
@@ -309,6 +314,7 @@ class Egress:
         if error is None:
             self.sent += 1
             self._resting.confirmed(item, topic)
+            self._not_taken.pop(topic, None)
             self._confirmed += item.qos  # that telemetry left says nothing about the broker
             item.done.set_result({"status": "published", "reason_code": done.result()})
         elif isinstance(error, PublishRefused):
@@ -333,14 +339,33 @@ class Egress:
             level = logging.DEBUG if self._resting else logging.WARNING
             log.log(level, "the message %s is sent again later: %s", item.id, error)
         item.put_off += 1
-        passed = self._confirmed - item.sent_before
-        if item.put_off >= NOT_NOW_TIMES and (passed >= NOT_NOW_PASSED or not error.patient):
-            text = f"{error}, {item.put_off} times, while it took {passed} others"
+        if not error.patient:
+            self._not_taken.setdefault(topic, self._confirmed)
+            if len(self._not_taken) > _MOST_NOT_TAKEN:
+                del self._not_taken[next(iter(self._not_taken))]
+        often = item.put_off >= NOT_NOW_TIMES and (self._passed(item) >= NOT_NOW_PASSED or not error.patient)
+        doubted = self._resting.doubts(item, topic) or self._crowds(item, topic, more_than=self._most_resting - 1)
+        if often or (doubted and not error.patient):
+            if not error.patient:
+                self._resting.give_up(item, topic)
+            text = f"{error}, {item.put_off} times, while it took {self._passed(item)} others"
             self._refuse(item, text, "REFUSED_BY_BROKER", error.code)
             return
         item.again_at = time.monotonic() + min(NOT_NOW_MOST_S, NOT_NOW_FIRST_S * 2.0 ** min(item.put_off - 1, 16))
-        self._resting.put_off(item, topic)
+        self._resting.put_off(item, topic, patient=error.patient)
         self._some.set()
+
+    def _passed(self, item: Item) -> int:
+        """How many others the broker has taken since it first did not take this one."""
+        return self._confirmed - item.sent_before
+
+    def _crowds(self, item: Item, topic: str, *, more_than: int) -> bool:
+        """Whether too much rests, and it is not the broker as a whole: it took others since it first did not take this
+        one, or any of its topic. What answers a command has all its attempts.
+        """
+        before = min(item.sent_before, self._not_taken.get(topic, item.sent_before))
+        passed = self._confirmed - before
+        return item.about is None and passed >= NOT_NOW_PASSED and len(self._resting) > more_than
 
     def _refuse(self, item: Item, text: str, code: str, reason: int | None, *, keep: bool = True) -> None:
         self.refused += 1

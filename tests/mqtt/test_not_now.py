@@ -10,6 +10,10 @@ import pytest
 
 from petalbus.handlers.mqtt import egress, words
 from petalbus.handlers.mqtt.options import EgressOptions
+from petalbus.handlers.mqtt.outgoing import Item
+from petalbus.handlers.mqtt.resting import Resting
+from petalbus.schemas.record import Record
+from petalbus.schemas.stamps import BOOT_ID, boot_clock_ns
 from petalbus.schemas.vocabulary import Status
 
 from .test_direct_quotas import Whole, whole
@@ -115,3 +119,127 @@ async def test_a_topic_that_is_never_taken_is_given_up_as_one(
             await link.becomes(name, Status.FAILED)
         assert link.handler.egress.put_off <= egress.NOT_NOW_TIMES * 20
         assert not link.handler.egress.statistics()["waiting"]
+
+
+async def test_one_that_is_never_taken_holds_up_no_other(odd: OddBroker, server: RealServer, bus_name: str) -> None:
+    """I8: where order decides nothing the rest of its topic goes on, and with it the outbox."""
+    odd.puback = lambda message: 0x83 if b'"bad"' in message.payload else 0
+    async with whole(server, bus_name, odd.port, EgressOptions(held=16)) as link:
+        bad = await say(link, "bad", retain=False)
+        await until(lambda: link.handler.egress.put_off == 1, lambda: "it is put off")
+        names = [await say(link, str(number), retain=False) for number in range(30)]
+        names.append(await link.publish(1))
+        for name in names:
+            await link.becomes(name, Status.COMPLETED)
+        await link.becomes(bad, Status.FAILED)
+        assert [said for said, _ in came(odd) if said != "bad"] == [str(number) for number in range(30)]
+
+
+@pytest.mark.parametrize("retain", [True, False])
+async def test_a_topic_that_is_never_taken_leaves_room_for_others(
+    odd: OddBroker, server: RealServer, bus_name: str, monkeypatch: pytest.MonkeyPatch, *, retain: bool
+) -> None:
+    """I8: it has a quarter of the places; the pauses of eight attempts would be 25 s."""
+    monkeypatch.setattr(egress, "NOT_NOW_MOST_S", 30.0)
+    odd.puback = refusing(10_000, 0x83)
+    async with whole(server, bus_name, odd.port, EgressOptions(held=16)) as link:
+        names = [await say(link, "0", retain=retain)]
+        await until(lambda: link.handler.egress.put_off == 1, lambda: "it is put off")
+        for number in range(egress.NOT_NOW_PASSED):
+            await link.becomes(await link.publish(number), Status.COMPLETED)
+        names += [await say(link, str(number), retain=retain) for number in range(1, 40)]
+        await link.becomes(await link.publish(9), Status.COMPLETED)
+        if retain:
+            for name in names:
+                await link.becomes(name, Status.FAILED)
+
+
+async def test_a_full_broker_says_nothing_against_those_behind(
+    odd: OddBroker, server: RealServer, bus_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S-192, S-197: what waited behind one that was given up has all its own attempts, and goes one by one."""
+    for name in ("NOT_NOW_FIRST_S", "NOT_NOW_MOST_S"):
+        monkeypatch.setattr(egress, name, 0.02)
+    turn = 0
+
+    def puback(message: Published) -> int:
+        nonlocal turn
+        if message.topic != TOPIC or b'"first"' in message.payload:
+            return 0x97 if message.topic == TOPIC else 0
+        turn += 1
+        return 0 if turn % 3 == 0 else 0x97
+
+    odd.puback = puback
+    async with whole(server, bus_name, odd.port, EgressOptions()) as link:
+        first = await say(link, "first")
+        await until(lambda: link.handler.egress.put_off == 1, lambda: "it is put off")
+        names = [await say(link, str(number)) for number in range(12)]
+        for number in range(egress.NOT_NOW_PASSED):
+            await link.becomes(await link.publish(number), Status.COMPLETED)
+        await link.becomes(first, Status.FAILED)
+        for name in names:
+            await link.becomes(name, Status.COMPLETED)
+        said = [one for one, retain in came(odd) if one != "first"]
+        assert said == [str(number) for number in range(12) for _ in range(3)]
+
+
+async def test_once_one_of_them_was_taken_the_others_are_not_in_doubt(
+    odd: OddBroker, server: RealServer, bus_name: str
+) -> None:
+    """I8: two after one that was given up: the first is taken, so the second has its attempts."""
+    left = {"first": 100, "taken": 0, "once": 1, "last": 0}
+
+    def puback(message: Published) -> int:
+        said = orjson.loads(message.payload)["state"]
+        left[said] -= 1
+        return 0x83 if left[said] >= 0 else 0
+
+    odd.puback = puback
+    async with whole(server, bus_name, odd.port, EgressOptions()) as link:
+        first = await say(link, "first")
+        await until(lambda: link.handler.egress.put_off == 1, lambda: "it is put off")
+        names = [await say(link, said) for said in ("taken", "once", "last")]
+        await link.becomes(first, Status.FAILED)
+        for name in names:
+            await link.becomes(name, Status.COMPLETED)
+        assert [said for said, retain in came(odd) if retain][-1] == "last", f"{came(odd)}"
+
+
+async def test_one_whose_time_is_over_says_nothing_against_those_behind(
+    odd: OddBroker, server: RealServer, bus_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its deadline ended it, not the broker."""
+    monkeypatch.setattr(egress, "NOT_NOW_TIMES", 2)
+    monkeypatch.setattr(egress, "NOT_NOW_FIRST_S", 0.4)
+    monkeypatch.setattr(egress, "NOT_NOW_MOST_S", 0.4)
+    odd.puback = refusing(2, 0x83)
+    async with whole(server, bus_name, odd.port, EgressOptions()) as link:
+        data = {"topic": TOPIC, "payload": {"state": "late"}, "qos": 1, "retain": True}
+        await link.petal.send(words.APP, words.PUBLISH, data, deadline=0.35)
+        await until(lambda: link.handler.egress.put_off == 1, lambda: "it is put off")
+        name = await say(link, "landed")
+        await until(lambda: link.handler.egress.expired == 1, lambda: f"{link.handler.egress.statistics()}")
+        await link.becomes(name, Status.COMPLETED)
+        assert [said for said, _ in came(odd)] == ["late", "landed", "landed"]
+
+
+async def test_places_of_a_stream_that_is_gone_say_nothing() -> None:
+    """The bus's server came back empty, and its clock is behind: a later value is not taken for an older one."""
+    now = boot_clock_ns()
+    data = {"topic": TOPIC, "payload": 1, "retain": True}
+
+    def item(place: str, later_s: int) -> Item:
+        mono = now + later_s * 10**9
+        raw = orjson.dumps(data)
+        record = Record(id=place, type=words.PUBLISH, source="petal", mono=mono, boot_id=BOOT_ID, data=raw)
+        record.stream_id = place
+        return Item.of(record, 0, response="response")
+
+    resting = Resting(lambda _item: None)
+    resting.confirmed(item("9000-0", 0), TOPIC)
+    assert resting.is_overtaken(item("8000-0", -600), TOPIC), "however long it has waited"
+    assert resting.is_overtaken(item("5000-0", 60), TOPIC)
+    after = item("5000-0", 200)
+    assert not resting.is_overtaken(after, TOPIC)
+    resting.confirmed(after, TOPIC)
+    assert resting.is_overtaken(item("4999-0", 1), TOPIC), "it is the latest now"

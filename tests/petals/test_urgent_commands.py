@@ -14,12 +14,17 @@ import orjson
 import pytest
 
 from petalbus.daemon.bus.client import Bus
+from petalbus.daemon.bus.errors import HandlerError
 from petalbus.daemon.bus.options import BusOptions
 from petalbus.handlers.mqtt import words
 from petalbus.handlers.mqtt.dispatch import CommandDispatch
 from petalbus.handlers.mqtt.ingress import Ingress
 from petalbus.handlers.mqtt.options import MqttOptions
 from petalbus.handlers.mqtt.transport import Incoming
+from petalbus.petals.proxies.mqtt.commands import _LatestStop
+from petalbus.schemas.record import Record
+from petalbus.schemas.stamps import BOOT_ID, boot_clock_ns
+from petalbus.schemas.vocabulary import Priority
 
 from .place import Place
 from support.servers import RealServer
@@ -193,3 +198,32 @@ async def test_the_stops_of_another_petal_hold_up_none(place: Place, give: Give)
         assert flight.BEGUN[0][1] - asked < 0.5
     finally:
         other.GATE.set()
+
+
+def test_a_stop_says_nothing_of_a_later_stream() -> None:
+    """S-243: the bus's server came back empty, and its clock is behind: two minutes later commands are run again. What
+    was offered before the stop is not, however long it has waited.
+    """
+    now = boot_clock_ns()
+
+    def offer(place: str, later_s: int, priority: Priority = Priority.NORMAL) -> Record:
+        raw = orjson.dumps({"place": place, "payload": {"command": "goto"}})
+        mono = now + later_s * 10**9
+        return Record(
+            id="1", type=words.COMMAND, source="mqtt", mono=mono, boot_id=BOOT_ID, priority=priority, data=raw
+        )
+
+    stop = _LatestStop()
+    stop.note(offer("9000-0", 0, Priority.CRITICAL))
+    for place, later in (("8999-0", -600), ("8999-9", 0), ("5000-0", 60)):
+        with pytest.raises(HandlerError, match="a stop came after"):
+            stop.check(offer(place, later))
+    stop.check(offer("9000-1", 0))
+    stop.note(offer("8000-0", 1, Priority.CRITICAL))
+    with pytest.raises(HandlerError):
+        stop.check(offer("8500-0", 0))  # an earlier stop that is late takes nothing back
+    stop.check(offer("5000-0", 200))
+    stop.note(offer("5001-0", 200, Priority.CRITICAL))
+    with pytest.raises(HandlerError):
+        stop.check(offer("5000-0", -10))
+    stop.check(offer("5002-0", 201))

@@ -22,7 +22,7 @@ from petalbus.petals.base import Petal
 from petalbus.petals.exits import contained
 from petalbus.petals.heavy import overtaking, run_heavy
 from petalbus.petals.owner import acting, is_of
-from petalbus.schemas.stamps import boot_clock_ns
+from petalbus.schemas.stamps import BOOT_ID, boot_clock_ns
 from petalbus.schemas.vocabulary import Priority
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
 _LOOK_S: Final = 0.1
 _AGAIN_S: Final = 0.5
 _MOST_SENDERS: Final = 4096
+_FADES_NS: Final = 120 * 10**9
+"""A stop undoes nothing that was offered so long after it: the bus's server may have come back without its data, and
+with a clock that is behind."""
 
 
 class Commands:
@@ -214,18 +217,26 @@ class _LatestStop:
 
     def __init__(self) -> None:
         self._place = (0, 0)
+        self._noted_ns = 0
 
     def note(self, record: Record) -> None:
         """A command is about to begin."""
-        if record.priority is Priority.CRITICAL:
-            self._place = max(self._place, place_of(record.data) or self._place)
+        place = place_of(record.data)
+        if record.priority is Priority.CRITICAL and place is not None and not self._is_before(place, record):
+            self._place, self._noted_ns = place, boot_clock_ns()
 
     def check(self, record: Record) -> None:
         """Raises HandlerError for one that came before the stop."""
         place = place_of(record.data)
-        if record.priority is not Priority.CRITICAL and place is not None and place < self._place:
+        if record.priority is not Priority.CRITICAL and place is not None and self._is_before(place, record):
             text = f"a stop came after {record.data['payload'].get('command')}, which had not begun; it is not run"
             raise HandlerError(text, error_code=STOPPED)
+
+    def _is_before(self, place: tuple[int, int], record: Record) -> bool:
+        """Places are by the clock of the bus's server: of what was offered long after the stop they say nothing."""
+        same_boot = record.mono is not None and record.boot_id == BOOT_ID
+        offered = record.mono if record.mono is not None and same_boot else boot_clock_ns()
+        return place < self._place and offered < self._noted_ns + _FADES_NS
 
 
 def _commands_of(handler: Handler) -> set[str] | None:
