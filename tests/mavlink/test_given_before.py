@@ -17,7 +17,7 @@ from petalbus.daemon.bus.client import Bus
 from petalbus.daemon.bus.errors import BusError, ReplyError
 from petalbus.handlers.mavlink.decode import CONTENT_TYPE
 from petalbus.handlers.mavlink.flight.commands import CommandTimes
-from petalbus.handlers.mavlink.flight.downs import Downs
+from petalbus.handlers.mavlink.flight.downs import Given
 from petalbus.handlers.mavlink.requests.replying import given_at
 from petalbus.schemas.record import Record
 from petalbus.schemas.stamps import BOOT_ID, boot_clock_ns
@@ -29,6 +29,7 @@ FORCE = 21196.0
 PATIENT = CommandTimes(answer=3.0, repeat=0.2, confirm=3.0)
 MISSION = {"command": SET_MODE, "params": [1.0, 4.0, 4.0], "timeout": 3.0}
 DO_MOTOR_TEST = 209
+SECOND = 1_000_000_000
 
 
 def is_stop(message: Any) -> bool:
@@ -247,7 +248,7 @@ async def test_a_stop_among_frames_leaves_also_beside_what_was_overtaken(server:
         Bus(server.url, app="petal", bus=bus_name) as petal,
     ):
         peer = await vehicle.scripted(silent)
-        vehicle.handler.vehicle._procedures.downs.note(boot_clock_ns() + 60_000_000_000)
+        vehicle.handler.vehicle._procedures.downs._known = boot_clock_ns() + 60 * SECOND
         frames = order(peer, ARM_DISARM, param1=1.0) + order(peer, ARM_DISARM, param2=FORCE)
         with pytest.raises(ReplyError) as caught:
             await petal.request("vehicle", "mavlink.send", frames, content_type=CONTENT_TYPE, timeout=10)
@@ -289,29 +290,37 @@ def test_when_an_order_was_given_is_known_of_this_boot_only() -> None:
         return Record(id="1", type="command", source="gcs", **fields)
 
     now = boot_clock_ns()
-    assert given_at(record(boot_id=BOOT_ID, mono=now - 5)) == now - 5
+    assert given_at(record(boot_id=BOOT_ID, mono=now - 5)) == Given(now - 5, "gcs")
     ahead = given_at(record(boot_id=BOOT_ID, mono=now + 10**15))
     assert ahead is not None
-    assert ahead < now + 10**12
+    assert ahead.at < now + 10**12
     assert given_at(record(boot_id=BOOT_ID)) is None
     assert given_at(record(mono=5)) is None
     assert given_at(record(boot_id="0123456789ab", mono=5)) is None
 
 
-def test_what_is_given_after_an_order_to_come_down_is_not_ended_by_it() -> None:
-    downs = Downs(time.monotonic)
-    before = downs.since(90)
-    downs.note(100)
-    assert before()
-    assert downs.since(99)()
-    assert not downs.since(100)()
-    assert not downs.since(101)()
-    assert not downs.since(None)(), "nobody knows when it was given"
-    downs.note(50)
-    assert downs.since(99)(), "the newest counts"
-    unknown = downs.since(None)
-    now = boot_clock_ns()
-    downs.note(None)
-    assert unknown()
-    assert downs.since(now - 1)(), "one of which nobody knows when it was given counts from when it came"
-    assert not downs.since(boot_clock_ns() + 1)()
+@pytest.mark.parametrize("kind", ["stop", "raw"])
+async def test_a_stop_from_a_station_whose_clock_is_late_ends_what_waits(
+    server: RealServer, bus_name: str, kind: str
+) -> None:
+    """It compared its clock with ours over a slow link; by its stamp the stop is older than the arm that waits."""
+    async with (
+        rig(server, bus_name, times=PATIENT) as vehicle,
+        Bus(server.url, app="gcs", bus=bus_name) as gcs,
+        Bus(server.url, app="human", bus=bus_name) as human,
+    ):
+        human.clock.offset = -5 * SECOND
+        peer = await vehicle.scripted(only(ARM_DISARM))
+        async with beating(peer):
+            slow = ask(gcs, "mavlink.command", {**MISSION, "timeout": 1.5})
+            await peer.until(lambda: peer.commands(SET_MODE))
+            arm = ask(gcs, "command", {"command": "arm"})
+            await asyncio.sleep(0.2)
+            if kind == "raw":
+                stopped = ask(human, "mavlink.command", {"command": ARM_DISARM, "params": [0.0, FORCE]})
+                assert (await outcome(stopped))["result_code"] == 0
+            else:
+                assert (await outcome(stop(human)))["status"] == "success"
+            assert await outcome(arm) == "COMMAND_OVERTAKEN"
+            assert all(is_stop(one) for one in peer.commands(ARM_DISARM))
+            assert await outcome(slow) == "OUTCOME_UNKNOWN"

@@ -39,6 +39,11 @@ class Bench:
         """Whether a command does not come in."""
         self.refuses = False
         """While a test runs any other is refused."""
+        self.way = 0.0
+        """So many seconds later its acknowledgements of tests arrive."""
+        self.slow_wire: float | None = None
+        """So much later its heartbeats come once more, over a second wire."""
+        self.status = 3
         self.copies_after: float | None = None
         """So much later its acknowledgement of a test comes once more."""
         peer.on_message = self.obey
@@ -57,7 +62,10 @@ class Bench:
             self.turning.add(message.param5)
         else:
             self.turning.discard(message.param5)
-        peer.ack(message.command)
+        if self.way and message.command != ARM_DISARM:
+            asyncio.get_running_loop().call_later(self.way, peer.ack, message.command)
+        else:
+            peer.ack(message.command)
         if self.copies_after is not None and message.command != ARM_DISARM:
             asyncio.get_running_loop().call_later(self.copies_after, peer.ack, message.command)
 
@@ -65,8 +73,11 @@ class Bench:
         """ArduPlane does not say that it tests, nor does PX4."""
         tests = bool(self.turning) and self.autopilot == ARDUPILOT and self.kind == 2
         base_mode = 1 | (128 if self.armed or tests else 0)
-        heartbeat = self.peer.mav.heartbeat_encode(self.kind, self.autopilot, base_mode, 0, 3, 3)
+        heartbeat = self.peer.mav.heartbeat_encode(self.kind, self.autopilot, base_mode, 0, self.status, 3)
         self.peer.send(heartbeat)
+        if self.slow_wire is not None:
+            later = self.peer.mav.heartbeat_encode(self.kind, self.autopilot, base_mode, 0, self.status, 3)
+            asyncio.get_running_loop().call_later(self.slow_wire, self.peer.send, later)
 
     async def live(self) -> None:
         while True:
@@ -186,6 +197,18 @@ async def test_on_px4_one_motors_acknowledgement_is_not_anothers(on_bench: Calla
     assert not bench.turning
 
 
+async def test_on_px4_a_long_way_is_no_reason_for_doubt(on_bench: Callable[..., Any]) -> None:
+    """Each of four motors needs three acknowledgements, which takes longer than one answer may."""
+    station, bench = await on_bench(autopilot=PX4)
+    for motor in range(1, 5):
+        await steps_of(station.vehicle, Order(Verb.MOTOR_TEST, motor=motor, throttle=0.1, seconds=0.5))
+    bench.way = 0.08  # 12 times this and a pause: more than the 1.0 s of an answer
+    began = time.monotonic()
+    assert brief(await steps_of(station.vehicle, STOP)) == STOPPED
+    assert time.monotonic() - began > QUICK.answer
+    assert not bench.turning
+
+
 async def test_several_motors_one_after_the_other_are_remembered_to_their_end(on_bench: Callable[..., Any]) -> None:
     """Eight motors of 10 s each, with pauses of 5 s: 115 s, and not 10."""
     station, bench = await on_bench()
@@ -249,6 +272,31 @@ class TestUnknown:
         await asyncio.sleep(2 * _BEAT_S)
         assert brief(await steps_of(station.vehicle, STOP)) == STOPPED
         assert not bench.ends()
+
+    async def test_an_old_heartbeat_of_a_slow_wire_tells_of_no_test(self, on_bench: Callable[..., Any]) -> None:
+        """To end a test where none runs makes a copter arm its motors for a moment."""
+        station, bench = await on_bench()
+        bench.armed = True
+        bench.slow_wire = 0.6
+        await asyncio.sleep(2 * _BEAT_S)
+        bench.beat = lambda: None  # type: ignore[method-assign]  # the next heartbeat takes its second
+        asyncio.get_running_loop().call_later(1.0, lambda: Bench.beat(bench))
+        assert brief(await steps_of(station.vehicle, STOP)) == STOPPED
+        assert not bench.ends()
+        assert not station.vehicle.state.told_armed
+
+    @pytest.mark.parametrize("told", [None, 1, 2], ids=["nobody tells", "on the ground", "in the air"])
+    async def test_with_a_failsafe_it_flies_unless_it_says_that_it_stands(
+        self, on_bench: Callable[..., Any], told: int | None
+    ) -> None:
+        """CRITICAL is said in the air and on the ground."""
+        station, bench = await on_bench()
+        bench.status, bench.turning = 5, {3.0}
+        if told is not None:
+            bench.peer.send(bench.peer.mav.extended_sys_state_encode(0, told))
+        await asyncio.sleep(2 * _BEAT_S)
+        assert brief(await steps_of(station.vehicle, STOP)) == STOPPED
+        assert bool(bench.ends()) is (told == 1)
 
     @pytest.mark.parametrize(
         "heartbeat",

@@ -38,8 +38,13 @@ _COPY_S: Final = 0.05
 _NEWS_S: Final = 0.3
 """A heartbeat that came so much later was made later, too, whatever wire it took."""
 
-_LOOK_S: Final = 1.5
-"""A heartbeat comes once a second."""
+_SLOW_NEWS_S: Final = 1.2
+"""So much later it must come where nothing else tells of a test: what has just been disarmed may be told armed by a
+second, slower wire, and to end a test where none runs makes a copter arm its motors for a moment.
+"""
+
+_LOOK_S: Final = 2.5
+"""A heartbeat comes once a second, and the first one after the slow ones counts."""
 
 _SURE: Final = 3
 """So many acknowledgements of the ends of one motor are its own: an older command's do not come that often."""
@@ -48,6 +53,10 @@ _UNSUPPORTED: Final = 3
 _FLYING: Final = (4, 6)
 """MAV_STATE: ArduPilot is active when it flies; and an emergency."""
 
+_CRITICAL: Final = 5
+"""With a failsafe ArduPilot says this, in the air and on the ground."""
+
+_ON_GROUND: Final = 1
 _IN_AIR: Final = (2, 3, 4)
 _TOLD_LATELY_S: Final = 5.0
 
@@ -117,12 +126,11 @@ class MotorTests:
         if not _may_test(state):
             return True
         since = self._clock()
-        until = since + min(_LOOK_S, self._client.times.confirm)
-        while (left := until - self._clock()) > 0:
+        while (left := since + _LOOK_S - self._clock()) > 0:
             await self._changed(left)
-            if state.heard > since and not state.told_armed:
+            if state.disarmed_at > since:
                 return True
-            if state.heard > since + _NEWS_S:
+            if state.heard > since + _SLOW_NEWS_S:
                 return await self._end_ardupilot(1.0, state, known=False)
         return True  # nobody tells anything: the acknowledgement stands
 
@@ -133,11 +141,14 @@ class MotorTests:
         """
         loop = asyncio.get_running_loop()
         limit = loop.time() + self._client.times.answer
+        longest = limit + self._client.times.confirm
         left, heard = [*ends], dict.fromkeys(ends, 0)
         while left and loop.time() < limit:
             test, began = left.pop(0), loop.time()
             ack = await self._ask(_end_of(*test), target)
-            heard[test] += ack is not None
+            if ack is not None:
+                limit = longest  # it hears us, and each motor needs its time: the way there and back, three times
+                heard[test] += 1
             if ack is not None and (not ack.doubtful or heard[test] >= _SURE):
                 continue
             left.append(test)
@@ -193,8 +204,10 @@ def _may_test(state: VehicleState) -> bool:
     """Whether the newest heartbeat may come from an ArduPilot that tests a motor: armed, but not flying."""
     if state.autopilot != Autopilot.ARDUPILOT or is_plane(*_kind(state)) or not state.told_armed:
         return False
-    in_air = state.landed_state in _IN_AIR and state.heard - state.landed_at < _TOLD_LATELY_S
-    return not in_air and state.status not in _FLYING
+    told = state.landed_state if state.heard - state.landed_at < _TOLD_LATELY_S else 0
+    if state.status == _CRITICAL:
+        return told == _ON_GROUND
+    return told not in _IN_AIR and state.status not in _FLYING
 
 
 def _end_of(number: int, motor: float) -> Command:

@@ -19,7 +19,7 @@ from petalbus.handlers.mavlink.errors import (
     OrderOvertaken,
 )
 from petalbus.handlers.mavlink.flight.commands import ACCEPTED, Command, CommandClient, Target
-from petalbus.handlers.mavlink.flight.downs import Downs
+from petalbus.handlers.mavlink.flight.downs import Downs, Given
 from petalbus.handlers.mavlink.flight.modes import (
     custom_mode_of,
     is_down_mode,
@@ -94,13 +94,12 @@ class Procedures:
         self.downs = Downs(clock)
         self._stopping = Stopping(client, changed=changed, clock=clock)
 
-    def run(self, order: Order, state: VehicleState, *, check: Check = None, given: int | None = None) -> Steps:
+    def run(self, order: Order, state: VehicleState, *, check: Check = None, given: Given | None = None) -> Steps:
         """Carry out ``order``. ``check`` may raise just before each command leaves; ``given``: see ``Downs``. Raises
         OrderNotPossible, OrderOvertaken, and what the commands raise.
         """
         if self._is_down(order, state):
-            self.downs.note(given)
-            return self._procedure(state, order, check)
+            return self._procedure(state, order, self._down(order, check, given))
         overtaken = self.downs.since(given)
 
         def still_wanted() -> None:
@@ -114,6 +113,20 @@ class Procedures:
                 check()
 
         return self._procedure(state, order, still_wanted)
+
+    def _down(self, order: Order, check: Check, given: Given | None) -> Check:
+        """Note an order to come down; what it asks before it leaves. No other one ends a stop or a disarm."""
+        self.downs.note(None if order.verb is Verb.EMERGENCY_STOP else given)
+        if order.verb in (Verb.DISARM, Verb.EMERGENCY_STOP):
+            return check
+        leaving = self.downs.way(order.verb, given, lands=order.verb is Verb.LAND)
+
+        def still_wanted() -> None:
+            if check is not None:
+                check()
+            leaving()
+
+        return still_wanted
 
     def note_test(self, number: int, params: Sequence[float]) -> None:
         """A motor test leaves, also past us: an emergency stop must end it."""

@@ -30,6 +30,8 @@ class VehicleState:
     heard: float
     told_armed: bool = False
     """What the last heartbeat itself said, whatever an acknowledgement said since."""
+    disarmed_at: float = 0.0
+    """When a heartbeat itself said last that it is disarmed, monotonic seconds."""
     status: int = 0
     """MAV_STATE."""
     quiet: float = 0.0

@@ -15,11 +15,12 @@ from typing import Any, Final
 
 from petalbus.handlers.mavlink.errors import NotConnected, OrderOvertaken
 from petalbus.handlers.mavlink.flight.commands import CommandClient, CommandTimes
+from petalbus.handlers.mavlink.flight.downs import Given
 from petalbus.handlers.mavlink.flight.modes import custom_mode_of, is_down_mode, mode_name
 from petalbus.handlers.mavlink.flight.orders import Order
 from petalbus.handlers.mavlink.flight.procedures import Procedures
 from petalbus.handlers.mavlink.flight.state import VehicleState
-from petalbus.handlers.mavlink.flight.steps import Check, Cmd, Steps
+from petalbus.handlers.mavlink.flight.steps import FORCE, Check, Cmd, Steps
 from petalbus.handlers.mavlink.wire.dialect import Dialect, MavMessage
 from petalbus.handlers.mavlink.wire.framing import Frame
 
@@ -54,6 +55,7 @@ _ALWAYS_DOWN: Final = frozenset(
 _DOWN_WITH_0: Final = frozenset((Cmd.COMPONENT_ARM_DISARM, Cmd.DO_PAUSE_CONTINUE))
 """MAV_CMD numbers that are orders to come down or to stay: always, and where the first parameter is 0."""
 
+_LANDS: Final = frozenset((Cmd.NAV_LAND, Cmd.NAV_VTOL_LAND))
 _TESTS: Final = frozenset((Cmd.DO_MOTOR_TEST, Cmd.ACTUATOR_TEST))
 _HARMLESS: Final = frozenset((*range(500, 600), 1000, 1001, *range(2000, 2600)))
 """MAV_CMD numbers that ask for messages, or work cameras and gimbals: an order to come down does not end them."""
@@ -161,6 +163,8 @@ class Vehicle:
         state.kind = fields["type"]
         state.base_mode = fields["base_mode"]
         state.told_armed = state.armed
+        if not state.armed:
+            state.disarmed_at = now
         state.status = fields["system_status"]
         state.custom_mode = fields["custom_mode"]
         state.quiet = max(state.quiet, now - state.heard)
@@ -171,17 +175,24 @@ class Vehicle:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def foreign_command(self, number: int, params: Sequence[float], *, given: int | None = None) -> Callable[[], None]:
+    def foreign_command(
+        self, number: int, params: Sequence[float], *, given: Given | None = None
+    ) -> Callable[[], None]:
         """Another program is about to send a command past us: one to come down or to stay ends, from now on, what was
         given before it and has not left. ``given``: see ``Downs``.
 
         Call what is returned just before the command leaves: it raises OrderOvertaken where an order to come down came
-        since, and remembers a motor test, which an emergency stop must end.
+        since (to one that says how to fly: where a later one has left), and remembers a motor test, which an emergency
+        stop must end.
         """
+        downs = self._procedures.downs
         if self._comes_down(number, params):
-            self._procedures.downs.note(given)
-            return lambda: None
-        overtaken = self._procedures.downs.since(given)
+            cuts = number == Cmd.DO_FLIGHTTERMINATION or (number == Cmd.COMPONENT_ARM_DISARM and FORCE in params[1:2])
+            downs.note(None if cuts else given)
+            if cuts or number == Cmd.COMPONENT_ARM_DISARM:
+                return lambda: None
+            return downs.way(self.dialect.enum_name("MAV_CMD", number), given, lands=number in _LANDS)
+        overtaken = downs.since(given)
 
         def leaving() -> None:
             if number not in _HARMLESS and overtaken():
@@ -192,13 +203,15 @@ class Vehicle:
 
         return leaving
 
-    def foreign_mode(self, custom_mode: int, *, given: int | None = None) -> None:
+    def foreign_mode(self, custom_mode: int, *, given: Given | None = None) -> None:
         """Another program changes the mode past us now; ``custom_mode`` as heartbeats tell it. Raises OrderOvertaken,
         as above.
         """
+        downs = self._procedures.downs
         if self._is_down_mode(custom_mode):
-            self._procedures.downs.note(given)
-        elif self._procedures.downs.since(given)():
+            downs.note(given)
+            downs.way("SET_MODE", given)()
+        elif downs.since(given)():
             raise OrderOvertaken("SET_MODE was given up: an order to come down or to stay came after it was given")
 
     def _comes_down(self, number: int, params: Sequence[float]) -> bool:
@@ -212,7 +225,7 @@ class Vehicle:
         state = self.state
         return state is not None and is_down_mode(state.autopilot, state.kind, custom_mode, self.dialect)
 
-    async def run(self, order: Order, *, check: Check = None, given: int | None = None) -> Steps:
+    async def run(self, order: Order, *, check: Check = None, given: Given | None = None) -> Steps:
         """Carry out ``order``; the last step decides it. Use it with ``contextlib.aclosing``. ``check`` may raise just
         before a command leaves; ``given``: when the order was given, see ``Downs``.
 

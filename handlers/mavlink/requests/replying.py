@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 from petalbus.daemon.bus.errors import BusError, HandlerError
 from petalbus.handlers.mavlink.errors import MavlinkError, OrderOvertaken, VehicleBusy
+from petalbus.handlers.mavlink.flight.downs import Given
 from petalbus.handlers.mavlink.requests.wanted import AnyWanted, read_wanted
 from petalbus.schemas.stamps import BOOT_ID, boot_clock_ns, short_boot_id
 
@@ -143,13 +144,13 @@ class _Turns:
             raise VehicleBusy(f"the deadline passed before vehicle {unit.system} was free; nothing was sent")
 
 
-def given_at(record: Record) -> int | None:
-    """When a record was given, in ns of this boot's clock, and never later than now; None where it does not say so, or
+def given_at(record: Record) -> Given | None:
+    """When a record was given, and by whose clock, and never later than now; None where it does not say so, or
     counts another boot's clock.
     """
     if record.mono is None or record.boot_id is None or short_boot_id(record.boot_id) != BOOT_ID:
         return None
-    return min(record.mono, boot_clock_ns())
+    return Given(min(record.mono, boot_clock_ns()), record.source)
 
 
 class Telling:

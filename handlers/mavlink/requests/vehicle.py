@@ -18,6 +18,7 @@ from petalbus.daemon.bus.errors import HandlerError
 from petalbus.handlers.mavlink.decode import CONTENT_TYPE
 from petalbus.handlers.mavlink.errors import OrderInvalid, OrderOvertaken
 from petalbus.handlers.mavlink.flight.commands import Ack, Target
+from petalbus.handlers.mavlink.flight.downs import Given
 from petalbus.handlers.mavlink.flight.reboot import Reboot
 from petalbus.handlers.mavlink.params.refusal import ENCODING_UNKNOWN, Refusal
 from petalbus.handlers.mavlink.params.transfer import Transfer
@@ -103,7 +104,7 @@ class Requests(Desk):
             raise HandlerError(str(overtaken[0]), error_code=overtaken[0].code, data=told)
         return told if record.wants_reply else None
 
-    def _forward_all(self, frames: list[Frame], given: int | None) -> tuple[int, list[OrderOvertaken]]:
+    def _forward_all(self, frames: list[Frame], given: Given | None) -> tuple[int, list[OrderOvertaken]]:
         """How many left, and why others did not. One does not hold up the others: a stop may be among them."""
         left, overtaken = 0, list[OrderOvertaken]()
         for frame in frames:
@@ -144,7 +145,7 @@ class Requests(Desk):
         definition = self._link.dialect.definition(frame.msgid)
         return {} if definition is None else definition.unpack(frame.payload, json_safe=False)
 
-    def _forward(self, frame: Frame, given: int | None) -> int:
+    def _forward(self, frame: Frame, given: Given | None) -> int:
         fields = self._fields(frame)
         system = fields.get("target_system") or None
         if frame.msgid in _COMMANDS:
@@ -154,7 +155,7 @@ class Requests(Desk):
                 unit.vehicle.foreign_mode(fields["custom_mode"], given=given)
         return 1 if self._link.forward(frame, system=system) else 0
 
-    def _note_command(self, fields: dict[str, Any], system: int | None, given: int | None) -> None:
+    def _note_command(self, fields: dict[str, Any], system: int | None, given: Given | None) -> None:
         """A command passes by, to one vehicle or (None) to all: their orders must know of it. Raises OrderOvertaken."""
         params = [fields.get(f"param{place}", 0.0) for place in range(1, 8)]
         if "x" in fields:  # COMMAND_INT
