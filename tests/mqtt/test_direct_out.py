@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from petalbus.handlers.mqtt.direct.connection import RECEIVE_MAXIMUM
 from petalbus.handlers.mqtt.transport import LinkLost, NotNow, Outgoing, PublishRefused
 
 from support.broker import FORBIDDEN, PASSWORD, USER, Mosquitto
@@ -21,7 +22,8 @@ async def test_3000_messages_both_ways_over_kill_9_of_the_broker(mosquitto: Mosq
     """S-159, S-160, S-197: sent by one link, stored by another, the broker killed in between: order kept, none lost.
 
     Mosquitto confirms a message a moment before it writes it down. What it had confirmed in just that moment is the
-    only thing that its kill may cost, and nobody but the broker can prevent that.
+    only thing that its kill may cost, and nobody but the broker can prevent that. And Mosquitto 2.0.11 mixes what waits
+    for a reader that is more than a window behind; so ours is kept closer.
     """
     chance = random.Random(20)
     wanted = [str(n).encode() for n in range(3001)]
@@ -32,7 +34,12 @@ async def test_3000_messages_both_ways_over_kill_9_of_the_broker(mosquitto: Mosq
         link(mosquitto.port, client="writer") as writer,
     ):
         await reader.connected()
-        sending = asyncio.create_task(send_all(writer, (outgoing(n) for n in range(3000)), confirmed))
+
+        def reader_is_near() -> bool:
+            return len(confirmed) - len(reader.store.payloads) < RECEIVE_MAXIMUM // 2
+
+        messages = (outgoing(n) for n in range(3000))
+        sending = asyncio.create_task(send_all(writer, messages, confirmed, may_go_on=reader_is_near))
         for share in (400, 1200, 2000, 2600):
             await until(lambda share=share: len(confirmed) >= share, lambda: f"{len(confirmed)} confirmed")
             await asyncio.sleep(chance.uniform(0.0, 0.05))

@@ -122,7 +122,13 @@ def outgoing(number: int, topic: str = "out", **more: Any) -> Outgoing:
     return Outgoing(id=f"m{number}", topic=topic, payload=str(number).encode(), **more)
 
 
-async def send_all(running: Running, messages: Iterable[Outgoing], confirmed: dict[bytes, float] | None = None) -> int:
+async def send_all(
+    running: Running,
+    messages: Iterable[Outgoing],
+    confirmed: dict[bytes, float] | None = None,
+    *,
+    may_go_on: Callable[[], bool] = lambda: True,
+) -> int:
     """Send in order, and again from the first one that was lost, until the broker has all; returns how often again.
 
     ``confirmed`` gets the time.monotonic() at which the broker's answer was looked at, by payload.
@@ -143,7 +149,8 @@ async def send_all(running: Running, messages: Iterable[Outgoing], confirmed: di
                 flying.clear()
         if waiting:
             await transport.room()
-            await asyncio.sleep(0)  # one at a time: a writer that outruns its reader makes Mosquitto 2.0.11 mix them
+            while not may_go_on():
+                await asyncio.sleep(0.002)
             if flying and flying[0][1].done():
                 continue  # lost while there was no room: those go first
             message = waiting.popleft()
