@@ -121,8 +121,12 @@ async def test_a_topic_that_is_never_taken_is_given_up_as_one(
         assert not link.handler.egress.statistics()["waiting"]
 
 
-async def test_one_that_is_never_taken_holds_up_no_other(odd: OddBroker, server: RealServer, bus_name: str) -> None:
-    """I8: where order decides nothing the rest of its topic goes on, and with it the outbox."""
+async def test_one_that_is_never_taken_holds_up_no_other(
+    odd: OddBroker, server: RealServer, bus_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I8: where order decides nothing the rest of its topic goes on while it rests, and with it the outbox."""
+    for name in ("NOT_NOW_FIRST_S", "NOT_NOW_MOST_S"):
+        monkeypatch.setattr(egress, name, 0.6)
     odd.puback = lambda message: 0x83 if b'"bad"' in message.payload else 0
     async with whole(server, bus_name, odd.port, EgressOptions(held=16)) as link:
         bad = await say(link, "bad", retain=False)
@@ -131,6 +135,7 @@ async def test_one_that_is_never_taken_holds_up_no_other(odd: OddBroker, server:
         names.append(await link.publish(1))
         for name in names:
             await link.becomes(name, Status.COMPLETED)
+        assert link.handler.egress.put_off < egress.NOT_NOW_TIMES, "it is given up only after them"
         await link.becomes(bad, Status.FAILED)
         assert [said for said, _ in came(odd) if said != "bad"] == [str(number) for number in range(30)]
 
